@@ -1,0 +1,1 @@
+"""Compress Keras 3 models into small, verified, measured `.tflite` files."""

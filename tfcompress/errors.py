@@ -1,0 +1,36 @@
+"""What the user is told when an input cannot be used."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used: one line with owner, rule and value.
+
+    Commands print the line and exit with status 2; in Python it is a `ValueError`.
+    """
+
+
+def require(condition: object, owner: str, rule: str, **received: object) -> None:
+    """Raises `InputError` unless `condition` holds.
+
+    >>> require(2 <= 16, "clusters of KMeans", "must be in [2, 65536]", clusters=16)
+    >>> require(2 <= 1, "clusters of KMeans", "must be in [2, 65536]", clusters=1)
+    Traceback (most recent call last):
+    tfcompress.errors.InputError: clusters of KMeans must be in [2, 65536]. Received: clusters=1
+    """
+    if not condition:
+        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        raise InputError(f"{owner} {rule}." + (f" Received: {values}" if values else ""))
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Returns the error for a name that is not among `known`, with the nearest one that is.
+
+    >>> print(unknown("schedule", "polinomial", ["polynomial", "cosine"]))
+    Unknown schedule 'polinomial'. Did you mean 'polynomial'? Known: cosine, polynomial.
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(str(name), options, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return InputError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(options)}.")
