@@ -1,0 +1,164 @@
+"""A run's record as one HTML file that needs nothing beside it."""
+
+import base64
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from tfcompress.errors import InputError
+from tfcompress.report import plots, tables
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def write_html(
+    path: str | os.PathLike,
+    record: Mapping[str, Any],
+    weights_before: Arrays | None = None,
+    weights_after: Arrays | None = None,
+) -> None:
+    """Writes `render(record, weights_before, weights_after)` to `path`, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = render(record, weights_before, weights_after).encode()
+    target, beside = pathlib.Path(path), None
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(beside, 0o644)
+        os.replace(beside, target)
+    except OSError as error:
+        if beside is not None:
+            pathlib.Path(beside).unlink(missing_ok=True)
+        raise InputError(f"Output {path} cannot be written: {error.strerror or error}.") from None
+
+
+def render(
+    record: Mapping[str, Any],
+    weights_before: Arrays | None = None,
+    weights_after: Arrays | None = None,
+) -> str:
+    """Returns a run's record as a self-contained HTML page; equal records give equal pages.
+
+    Args:
+        record: what the pipeline writes into `report.json`; what is missing is shown as "–".
+        weights_before: the kernels before compression by path, arrays of any shape.
+        weights_after: the same after it.
+
+    Example:
+
+    >>> "12,345" in render({"name": "digits", "after": {"size_bytes": 12345}})
+    True
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    stages = record.get("stages") or []
+    measures = next((s["measures"] for s in reversed(stages) if s.get("measures")), None)
+    return environment.get_template("report.html").render(
+        name=record.get("name") or "Compression",
+        facts=[(key, tables.plain(record.get(key))) for key in ("model", "data", "seed")],
+        passed=record.get("passed"),
+        compression=tables.compression(record),
+        comparison=tables.compare(record),
+        time_note=tables.explain_time(record),
+        stage_titles=tables.STAGE_TITLES,
+        stages=tables.stages(record),
+        arguments=[(s.get("name"), _pretty(s.get("arguments"))) for s in stages],
+        skipped=tables.skipped(record),
+        checks=tables.checks(record),
+        kernels=[_kernel_row(kernel) for kernel in (measures or {}).get("kernels") or []],
+        audit=_audit(record.get("audit") or {}),
+        latency=[_latency(reading) for reading in record.get("latency") or []],
+        closeness=record.get("comparison") or {},
+        plain=tables.plain,
+        training=_embed(plots.training(stages)),
+        kernel_bytes=_embed(plots.kernel_bytes(measures)),
+        file_bytes=_embed(plots.file_bytes(record.get("audit"))),
+        weights=list(_weight_plots(weights_before or {}, weights_after or {})),
+    )
+
+
+def _weight_plots(before: Arrays, after: Arrays) -> Iterator[tuple[str, str]]:
+    for path in dict.fromkeys([*before, *after]):
+        arrays = (
+            None if values.get(path) is None else np.asarray(values[path])
+            for values in (before, after)
+        )
+        yield path, _embed(plots.weights(path, *arrays))
+
+
+def _kernel_row(kernel: Mapping[str, Any]) -> list[str]:
+    storage = kernel.get("storage") or {}
+    forms = ("dense_bytes", "csr_bytes", "bitmask_bytes", "deflated_bytes", "entropy_bytes")
+    return [
+        str(kernel.get("path", tables.MISSING)),
+        " x ".join(map(str, kernel.get("shape") or [])),
+        tables.percent(kernel.get("sparsity")),
+        tables.count(kernel.get("distinct_nonzero_values")),
+        *(tables.count(storage.get(form)) for form in forms),
+    ]
+
+
+def _audit(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what the file holds, in words; counts of operators and types as "2 x CONV_2D"."""
+    rows = []
+    for key, label in _AUDIT_LABELS.items():
+        value = audit.get(key)
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{number} x {name}" for name, number in value.items())
+        elif isinstance(value, list | tuple):
+            text = ", ".join(map(str, value)) or "none"
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
+        else:
+            text = tables.plain(value)
+        rows.append((label, text))
+    return rows
+
+
+_AUDIT_LABELS = {
+    "full_integer": "full integer",
+    "operators": "operators",
+    "tensors": "tensors by type",
+    "float_operators": "operators on floats",
+    "delegated_operators": "run by XNNPACK",
+    "macs": "multiply-accumulates",
+    "size_bytes": "bytes",
+    "deflated_bytes": "deflated bytes",
+}
+
+
+def _latency(reading: Mapping[str, Any]) -> dict[str, Any]:
+    times = ("median_ms", "p10_ms", "p90_ms")
+    return {
+        "file": pathlib.PurePath(str(reading.get("path") or tables.MISSING)).name,
+        "times": [tables.milliseconds(reading.get(key)) for key in times],
+        "ratio": tables.plain(reading.get("ratio_to_first")),
+        "how": [tables.plain(reading.get(key)) for key in ("threads", "runs", "xnnpack")],
+        "arena": tables.count(reading.get("arena_bytes")),
+        "operators": _embed(plots.operator_times(reading)),
+    }
+
+
+def _pretty(arguments: Any) -> str:
+    return json.dumps(arguments, indent=None, default=str) if arguments else "defaults"
+
+
+def _embed(png: bytes | None) -> str:
+    if png is None:
+        return ""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
