@@ -55,6 +55,10 @@ def test_the_page_holds_every_table_of_the_record(record, weights):
     assert ["operators", "1 x FULLY_CONNECTED, 1 x SOFTMAX"] in page.tables["audit"]
     assert ["full integer", "yes"] in page.tables["audit"]
     assert ["operators on floats", "none"] in page.tables["audit"]
+    assert ["run by XNNPACK", "2 x FULLY_CONNECTED"] in page.tables["audit"]
+    kernel = ["0 FULLY_CONNECTED", "10 x 60", "INT8", "600", "200", "3", "2", "600"]
+    assert page.tables["tensors"][1] == kernel
+    assert page.tables["tensors"][2][4:] == ["–", "–", "–", "40"]
     assert page.tables["latency"][1][:2] == ["baseline.tflite", "0.02 ms"]
     assert page.tables["latency"][2][:2] == ["model.tflite", "–"]
     deflated = record["stages"][1]["measures"]["kernels"][0]["storage"]["deflated_bytes"]

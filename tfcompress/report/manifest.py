@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+import tfcompress
 from tfcompress.errors import InputError
 
 PACKAGES = (
-    "tfcompress",
     "tensorflow",
     "keras",
     "ai-edge-litert",
@@ -56,7 +56,7 @@ def manifest(
 
     >>> facts = manifest({"seed": 17}, {"x_train": np.zeros((2, 8))}, {}, seed=17)
     >>> facts["inputs"]["x_train"][:8]
-    'c49e5838'
+    '77a84ae0'
     """
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -96,6 +96,7 @@ def sha256(value: Any) -> str:
 def versions() -> dict[str, str | None]:
     """Returns the versions of Python and of the packages that decide a run's numbers."""
     found: dict[str, str | None] = {"python": platform.python_version()}
+    found["tfcompress"] = tfcompress.__version__
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

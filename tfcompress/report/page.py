@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -82,6 +83,7 @@ def render(
         checks=tables.checks(record),
         kernels=[_kernel_row(kernel) for kernel in (measures or {}).get("kernels") or []],
         audit=_audit(record.get("audit") or {}),
+        tensors=[_tensor_row(tensor) for tensor in (record.get("audit") or {}).get("weights", [])],
         latency=[_latency(reading) for reading in record.get("latency") or []],
         closeness=record.get("comparison") or {},
         plain=tables.plain,
@@ -113,15 +115,24 @@ def _kernel_row(kernel: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _tensor_row(tensor: Mapping[str, Any]) -> list[str]:
+    counts = ("size", "nonzeros", "distinct", "distinct_per_channel", "bytes")
+    return [
+        str(tensor.get("name", tables.MISSING)),
+        " x ".join(map(str, tensor.get("shape") or [])),
+        str(tensor.get("dtype", tables.MISSING)),
+        *(tables.count(tensor.get(key)) for key in counts),
+    ]
+
+
 def _audit(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what the file holds, in words; counts of operators and types as "2 x CONV_2D"."""
+    """Returns what the file holds, in words; operators and types are counted: "2 x CONV_2D"."""
     rows = []
     for key, label in _AUDIT_LABELS.items():
         value = audit.get(key)
-        if isinstance(value, Mapping):
-            text = ", ".join(f"{number} x {name}" for name, number in value.items())
-        elif isinstance(value, list | tuple):
-            text = ", ".join(map(str, value)) or "none"
+        if isinstance(value, Mapping | list | tuple):
+            counts = value if isinstance(value, Mapping) else Counter(value)
+            text = ", ".join(f"{number} x {name}" for name, number in counts.items()) or "none"
         elif isinstance(value, bool):
             text = "yes" if value else "no"
         else:
