@@ -1,0 +1,33 @@
+"""A recipe: one YAML file that says what is done to a model, checked before anything runs."""
+
+from tfcompress.recipe.keys import (
+    STAGES,
+    Check,
+    Cluster,
+    DataKeys,
+    Export,
+    FitKeys,
+    FoldBatchNorm,
+    Prune,
+    QuantizeAware,
+    Recipe,
+    Stage,
+    Train,
+)
+from tfcompress.recipe.reading import read
+
+__all__ = [
+    "STAGES",
+    "Check",
+    "Cluster",
+    "DataKeys",
+    "Export",
+    "FitKeys",
+    "FoldBatchNorm",
+    "Prune",
+    "QuantizeAware",
+    "Recipe",
+    "Stage",
+    "Train",
+    "read",
+]

@@ -1,0 +1,216 @@
+"""From YAML text, mappings and `KEY=VALUE` to a checked `Recipe`; errors are one line each."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+import yaml
+
+from tfcompress.data import SOURCES
+from tfcompress.errors import InputError, unknown
+from tfcompress.recipe.keys import STAGES, Recipe, Stage
+
+
+def read(
+    recipe: str | os.PathLike | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    model: str | None = None,
+) -> Recipe:
+    """Returns the recipe that is meant, with all defaults filled in.
+
+    Args:
+        recipe: a YAML file, a mapping of the same shape, or a `Recipe`.
+        overrides: `KEY=VALUE` each; a key is dotted, stages count from 0
+            ("stages.1.cluster.clusters=32"), and a value is YAML.
+        data: a source that replaces the recipe's; its other data keys stay.
+        model: a model that replaces the recipe's.
+
+    Raises:
+        InputError: a file, key, value, method or scheme that cannot be used; for a name, with the
+            nearest right one.
+
+    >>> read({"model": "digits_cnn", "data": "digits", "stages": [{"train": {"epochs": 3}}]},
+    ...      overrides=["stages.0.train.epochs=4"]).stages[0].epochs
+    4
+    """
+    if isinstance(recipe, Recipe):
+        values = recipe.to_dict()
+    elif isinstance(recipe, Mapping):
+        values = dict(recipe)
+    else:
+        values = {"name": pathlib.Path(recipe).stem} | _read_yaml(pathlib.Path(recipe))
+    values = {**values, "data": _data_keys(values.get("data"))}
+    if data is not None:
+        values["data"] = {**(values["data"] or {}), "source": data}
+    if model is not None:
+        values["model"] = model
+    for override in overrides:
+        values = _overridden(values, override)
+    return _build(values)
+
+
+def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"Recipe {path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"Recipe {path} is not a text file ({error.reason}).") from error
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"Recipe {path} is not YAML ({_one_line(error)}).") from error
+    if not isinstance(values, dict):
+        raise InputError(f"Recipe {path} must be a mapping of keys. Received: {values!r:.60}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number and refuses a key that is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"key '{key}' is given twice, line {line}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _data_keys(value: Any) -> Any:
+    """Returns `digits` as {source: digits} and {npz: FILE} as {source: npz:FILE}."""
+    if isinstance(value, str):
+        return {"source": value}
+    if not isinstance(value, Mapping) or "source" in value:
+        return value
+    words = [key for key in value if key in SOURCES]
+    if len(words) != 1:
+        return value
+    rest = {key: item for key, item in value.items() if key != words[0]}
+    place = value[words[0]]
+    return {"source": f"{words[0]}:{place}" if place else words[0]} | rest
+
+
+def _overridden(values: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"An override must be KEY=VALUE. Received: {override!r}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"The value of {key} is not YAML ({_one_line(error)}).") from error
+    return _with(values, key.split("."), value, key)
+
+
+def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """Returns `node` with `value` at `path`; what it leads through is copied, or made."""
+    if not path:
+        return value
+    first, rest = path[0], path[1:]
+    if isinstance(node, list):
+        if not first.isdigit() or int(first) >= len(node):
+            numbers = f"0 to {len(node) - 1}" if node else "none: the list is empty"
+            raise InputError(f"'{first}' of {key} must be the number of an entry, {numbers}.")
+        index = int(first)
+        item = node[index]
+        if rest and isinstance(item, str):  # `- train` is a stage without keys
+            item = {item: {}}
+        is_stage = isinstance(item, Mapping) and len(item) == 1 and set(item) <= set(STAGES)
+        if rest and is_stage and rest[0] not in item:
+            raise unknown(f"stage in {key}: entry {index} is another,", rest[0], item)
+        return [*node[:index], _with(item, rest, value, key), *node[index + 1 :]]
+    if not isinstance(node, Mapping):
+        node = {}  # nothing, or a method's name that now gets arguments
+    return {**node, first: _with(node.get(first), rest, value, key)}
+
+
+def _build(values: dict[str, Any]) -> Recipe:
+    stages = values.get("stages")
+    if stages is not None and not isinstance(stages, list):
+        raise InputError(f"stages of the recipe must be a list. Received: {stages!r:.60}")
+    if stages is not None:
+        values = {**values, "stages": [_stage(i, stage) for i, stage in enumerate(stages)]}
+    model = values.get("model")
+    if isinstance(model, Mapping):
+        values["model"] = _model(model)
+    return _validated(Recipe, values, "the recipe")
+
+
+def _model(model: Mapping[str, Any]) -> Any:
+    """Returns {keras: FILE} as FILE, {name: arguments} as it is."""
+    if len(model) == 1:
+        ((name, value),) = model.items()
+        if isinstance(value, str) and name in ("keras", "h5", "file"):
+            return value
+        if isinstance(value, str) and name == "python":
+            return f"python:{value}"
+        if value is None:
+            return str(name)
+        if isinstance(value, Mapping):
+            return {name: dict(value)}
+    raise InputError(
+        "model of the recipe must be a file, a name, or a mapping with one key: {keras: FILE} or "
+        f"{{name: arguments}}. Received: {dict(model)!r}"
+    )
+
+
+def _stage(index: int, stage: Any) -> Stage:
+    if isinstance(stage, Stage):
+        return stage
+    if isinstance(stage, str):
+        stage = {stage: {}}
+    if not isinstance(stage, Mapping) or len(stage) != 1:
+        raise InputError(
+            f"Entry {index} of stages must be one stage name with its arguments. "
+            f"Received: {stage!r:.80}"
+        )
+    ((word, arguments),) = stage.items()
+    if word not in STAGES:
+        raise unknown("stage", str(word), STAGES)
+    return _validated(STAGES[word], arguments or {}, f"stages.{index}.{word}")
+
+
+def _validated(keys: Any, values: Any, owner: str) -> Any:
+    try:
+        return keys.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise _as_one_line(keys, first, owner) from None
+
+
+def _as_one_line(keys: Any, error: Any, owner: str) -> InputError:
+    """Returns the first of pydantic's errors as a line with owner, rule and value."""
+    place = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+    if error["type"] == "extra_forbidden":
+        return unknown(f"key of {owner}", place.rpartition(".")[2], _known_keys(keys, error["loc"]))
+    if error["type"] == "missing":
+        return InputError(f"{owner} needs `{place}`.")
+    cause = (error.get("ctx") or {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    rule = error["msg"].replace("Input should be", "must be")
+    return InputError(f"`{place}` of {owner} {rule}. Received: {error['input']!r:.60}")
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether a part of pydantic's location names the branch of a union, not a key."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
+
+
+def _known_keys(keys: Any, location: Sequence[Any]) -> list[str]:
+    for part in location[:-1]:
+        keys = keys.model_fields[part].annotation
+    return list(keys.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
