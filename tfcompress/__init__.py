@@ -1,1 +1,41 @@
-"""Compress Keras 3 models into small, verified, measured `.tflite` files."""
+"""Compress Keras 3 models into small, verified, measured `.tflite` files.
+
+    import tfcompress as tfc
+
+    model.fit(x, y, callbacks=[tfc.PruneOnSchedule(tfc.schedules.Polynomial(end=0.8)),
+                               tfc.ClusterOnSchedule("kmeans", begin_step=2500)])
+    model = tfc.quantize_aware(model)
+    flatbuffer = tfc.convert(model, scheme="int8")
+    print(tfc.audit(flatbuffer))
+"""
+
+import os
+
+# Before TensorFlow is imported: its start-up messages are not the user's business.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+
+from tfcompress import clustering, pruning, schedules
+from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
+from tfcompress.errors import InputError
+from tfcompress.projection import preserve
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "tfcompress targets TFLite and needs Keras' TensorFlow backend: set "
+        f"KERAS_BACKEND=tensorflow. Received: KERAS_BACKEND={keras.backend.backend()}"
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClusterOnSchedule",
+    "InputError",
+    "Preserve",
+    "PruneOnSchedule",
+    "clustering",
+    "preserve",
+    "pruning",
+    "schedules",
+]

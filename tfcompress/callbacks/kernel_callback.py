@@ -1,0 +1,130 @@
+"""What the callbacks have in common: they count steps and project kernels."""
+
+import time
+
+import keras
+
+from tfcompress import projection
+from tfcompress.errors import require
+from tfcompress.projection import Projection
+from tfcompress.weights import Kernel
+
+
+class KernelCallback(keras.callbacks.Callback):
+    """Projects kernels while the model trains; subclasses say which, when and onto what.
+
+    Steps are those of `model.optimizer.iterations`, counted from where the optimizer stood when the
+    callback met the model: an epoch does not start them again, a model that was trained before does
+    not start half-way, and a fit that `BackupAndRestore` resumes goes on where it was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[Kernel] = []
+        self.projections: dict[str, Projection] = {}
+        self.skipped: dict[str, str] = {}
+        self.seconds = 0.0
+        self._added: list[Kernel] = []
+        self._met: keras.Model | None = None
+        self._first_iteration = 0
+        self._previous_step: int | None = None
+
+    def select(self) -> list[Kernel]:
+        """Returns the kernels to act on, and checks all arguments against them."""
+        raise NotImplementedError
+
+    def update(self, previous_step: int | None, step: int) -> None:
+        """Finds masks or groups again if that has become due since the previous step.
+
+        `previous_step` is None at the start of a fit, which may be a resumed one: what was due is
+        then found again in the weights. What is due depends on the two steps alone, so a resumed
+        fit does what one that was never interrupted does.
+        """
+        raise NotImplementedError
+
+    def measures(self) -> dict[str, float]:
+        """Returns what `logs` receive at the end of an epoch."""
+        return {}
+
+    def apply(self, step: int | None = None) -> None:
+        """Brings the kernels to what is due at `step`; a custom training loop calls it every step.
+
+        Masks and codebooks that are due are found again, and the kernels are projected onto them.
+
+            callback.set_model(model)
+            for step, batch in enumerate(batches):
+                callback.apply(step)
+                train_step(batch)
+            callback.apply(step + 1)
+
+        Args:
+            step: number of optimizer steps done so far; read from `model.optimizer` if None.
+        """
+        if not self.projections:
+            self._install()
+        step = self._step() if step is None else int(step)
+        self._update(step)
+        self._project()
+
+    def set_model(self, model):
+        super().set_model(model)
+        # A loop that calls `fit` epoch by epoch with one callback goes on with one schedule.
+        if model is not self._met:
+            self._met = model
+            self._first_iteration = 0
+            self._first_iteration = self._step()
+            self.projections = {}
+
+    def on_train_begin(self, logs=None):
+        self._install()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seconds = 0.0
+        if self._previous_step is None:
+            # Not in on_train_begin: a BackupAndRestore further down the list restores there.
+            self._update(self._step())
+            self._project()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._update(self._step())
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self.measures())
+
+    def on_train_end(self, logs=None):
+        # Keras may just have replaced the weights by their moving averages (`use_ema`) or by those
+        # of the best epoch: they are projected once more before the kernels are let go.
+        self._project()
+        projection.remove(self.model, self._added)
+        self.projections = {}
+
+    def _install(self) -> None:
+        self._previous_step = None
+        self.targets = self.select()
+        self._added = [
+            kernel
+            for kernel in self.targets
+            if not isinstance(kernel.variable.constraint, Projection)
+        ]
+        self.projections = projection.install(self.model, self.targets)
+
+    def _update(self, step: int) -> None:
+        started = time.perf_counter()
+        self.update(self._previous_step, step)
+        self._previous_step = step
+        self.seconds += time.perf_counter() - started
+
+    def _project(self) -> None:
+        for kernel in self.targets:
+            kernel.variable.assign(self.projections[kernel.path](kernel.variable.value))
+
+    def _step(self) -> int:
+        optimizer = getattr(self.model, "optimizer", None)
+        require(
+            optimizer is not None,
+            f"{type(self).__name__}",
+            "needs a compiled model, or a step: callback.apply(step)",
+        )
+        iterations = keras.ops.convert_to_numpy(optimizer.iterations.value)
+        return int(iterations) - self._first_iteration

@@ -1,0 +1,161 @@
+"""Pruning while training."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfcompress import pruning, rules, schedules
+from tfcompress.callbacks.kernel_callback import KernelCallback
+from tfcompress.errors import require, unknown
+from tfcompress.weights import Kernel, kernels
+
+SCOPES = ("layer", "global")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How one kernel is pruned."""
+
+    schedule: Any
+    score: Any
+    pattern: Any
+
+
+class PruneOnSchedule(KernelCallback):
+    """Sets the least important weights of each kernel to zero while the model trains.
+
+    The share of zeros follows the schedule; a weight that has become zero stays zero, after every
+    single optimizer step. The model's layers are left as they are: when training ends it is an
+    ordinary Keras model whose kernels are sparse, and there is nothing to strip.
+
+    Each epoch's `logs` receive `sparsity` (share of zeros over all pruned kernels, in [0, 1)) and
+    `prune_seconds` (time spent in finding masks).
+
+    Args:
+        schedule: sparsity over steps; see `tfcompress.schedules`. If its `end_step` is None, the
+            last quarter of the fit trains at the final sparsity.
+        score: which weights go first; see `tfcompress.pruning.SCORES`.
+        pattern: `unstructured`, `block` or `n_of_m`; see `tfcompress.pruning.PATTERNS`.
+        scope: `layer` prunes each kernel to the scheduled sparsity; `global` prunes all kernels
+            together to it, so that each keeps what matters most over the whole model.
+        rules: what differs for some kernels, e.g. `{"layers": "head/.*", "end": 0.5}` or
+            `{"layers": ".*depthwise.*", "skip": "too few weights to spare"}`. Keys: `layers` (a
+            regular expression that matches the whole path of kernel or layer; the last rule that
+            matches wins), `skip` (a reason), `end`, `schedule`, `score`, `pattern`.
+        update_every: steps between two searches for new masks, at least 1.
+
+    Each of schedule, score and pattern is a name, a `{name: arguments}` mapping or an object.
+
+    Raises:
+        InputError: before training starts, if an argument or a rule cannot be used.
+
+    Source: Zhu and Gupta 2017, "To prune, or not to prune".
+
+    Example:
+
+        model.fit(x, y, epochs=10, callbacks=[
+            tfc.PruneOnSchedule({"polynomial": {"end": 0.8, "end_step": 2000}})])
+    """
+
+    def __init__(
+        self,
+        schedule: Any,
+        score: Any = "magnitude",
+        pattern: Any = "unstructured",
+        scope: str = "layer",
+        rules: Sequence[Mapping[str, Any]] = (),
+        update_every: int = 100,
+    ):
+        super().__init__()
+        self.schedule = schedules.SCHEDULES.create(schedule)
+        self.score = pruning.SCORES.create(score)
+        self.pattern = pruning.PATTERNS.create(pattern)
+        if scope not in SCOPES:
+            raise unknown("scope", scope, SCOPES)
+        require(
+            isinstance(update_every, int) and update_every >= 1,
+            "update_every of PruneOnSchedule",
+            "must be an integer of at least 1",
+            update_every=update_every,
+        )
+        self.scope = scope
+        self.rules = tuple(rules)
+        self.update_every = update_every
+        self._plans: dict[str, _Plan] = {}
+
+    def select(self) -> list[Kernel]:
+        found = kernels(self.model)
+        chosen = rules.resolve(self.rules, found, ("end", "schedule", "score", "pattern"))
+        self.skipped = {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
+        targets = [kernel for kernel in found if kernel.path not in self.skipped]
+        require(targets, "PruneOnSchedule", "needs a kernel to prune, but there is none left")
+        self._plans = {kernel.path: self._plan(chosen[kernel.path]) for kernel in targets}
+        return targets
+
+    def update(self, previous_step, step):
+        if previous_step is None:
+            self._take_masks_from_weights()
+        due = {}
+        for kernel in self.targets:
+            sparsity = self._sparsity(kernel, step)
+            if previous_step is None or sparsity != self._sparsity(kernel, previous_step):
+                due[kernel.path] = sparsity
+        if not any(due.values()):
+            return
+        values = {kernel.path: kernel.value() for kernel in self.targets if kernel.path in due}
+        scores = {path: self._score(path, w) for path, w in values.items()}
+        if self.scope == "global":
+            sizes = np.array([w.size for w in values.values()])
+            due = pruning.allocate(scores, float(np.dot(sizes, list(due.values())) / sizes.sum()))
+        for kernel in self.targets:
+            if kernel.path in due:
+                mask = self._plans[kernel.path].pattern.mask(scores[kernel.path], due[kernel.path])
+                self.projections[kernel.path].set_mask(mask)
+                kernel.variable.assign(np.where(mask, values[kernel.path], np.float32(0)))
+
+    def measures(self):
+        values = [kernel.value() for kernel in self.targets]
+        nonzeros = sum(np.count_nonzero(w) for w in values)
+        return {
+            "sparsity": 1 - nonzeros / sum(w.size for w in values),
+            "prune_seconds": self.seconds,
+        }
+
+    def _plan(self, rule: Mapping[str, Any]) -> _Plan:
+        schedule = schedules.SCHEDULES.create(rule.get("schedule", self.schedule))
+        if "end" in rule:
+            schedule = dataclasses.replace(schedule, end=rule["end"])
+        params = self.params or {}
+        steps, epochs = params.get("steps"), params.get("epochs")
+        total = steps * epochs if steps and epochs else None
+        return _Plan(
+            schedules.resolve(schedule, total),
+            pruning.SCORES.create(rule.get("score", self.score)),
+            pruning.PATTERNS.create(rule.get("pattern", self.pattern)),
+        )
+
+    def _sparsity(self, kernel: Kernel, step: int) -> float:
+        """The sparsity of the last update until `step`: updates are `update_every` steps apart,
+        and one more falls on the step at which the schedule reaches its end."""
+        schedule = self._plans[kernel.path].schedule
+        if schedule(step) == schedule.end:
+            return schedule.end
+        since = step - schedule.begin_step
+        return schedule(schedule.begin_step + since // self.update_every * self.update_every)
+
+    def _score(self, path: str, w: np.ndarray) -> np.ndarray:
+        score = self._plans[path].score
+        scores = score.score(w)
+        if self.scope == "global" and score.normalise:
+            scores = scores / max(float(np.linalg.norm(scores)), 1e-30)
+        # What is pruned stays pruned: it goes first in every later search.
+        return np.where(self.projections[path].mask, scores, -np.inf)
+
+    def _take_masks_from_weights(self) -> None:
+        """A resumed fit finds its masks in the weights, which are sparse to the last bit."""
+        for kernel in self.targets:
+            w = kernel.value()
+            if w.any() and not w.all():
+                self.projections[kernel.path].set_mask(w != 0)
