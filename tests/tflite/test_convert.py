@@ -1,0 +1,191 @@
+"""Every scheme and kind of model through `convert`, judged by the interpreter."""
+
+import os
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcompress import tflite
+from tfcompress.errors import InputError
+
+layers = keras.layers
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.normal(size=(24, 8, 8, 1)).astype(np.float32)
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.DepthwiseConv2D(3),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dropout(0.5),
+            layers.Dense(5),
+        ]
+    )
+
+
+def nested():
+    inner = keras.Sequential([layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()])
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), inner, layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    )
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.conv = layers.Conv2D(4, 3, activation="relu")
+        self.flatten = layers.Flatten()
+        self.dense = layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(self.flatten(self.conv(x)))
+
+
+class NeedsValues(Subclassed):
+    """Runs on tensors only: `tf.nn` refuses Keras' symbolic inputs."""
+
+    def call(self, x):
+        return self.dense(self.flatten(tf.raw_ops.Relu(features=self.conv(x))))
+
+
+def built(model):
+    model(IMAGES[:1])
+    return model
+
+
+@pytest.mark.parametrize("scheme", tflite.SCHEMES)
+def test_each_scheme_computes_the_model(scheme):
+    model = sequential()
+    weights = [w.copy() for w in model.get_weights()]
+    content = tflite.convert(model, scheme, samples=IMAGES)
+    limits = {"float32": 1e-5, "float16": 0.01, "dynamic": 0.1, "int8": 0.1, "int16x8": 0.1}
+    audit = tflite.audit(content)
+    assert tflite.compare(model, content, IMAGES).relative_error < limits[scheme]
+    assert audit.full_integer == (scheme in ("int8", "int16x8"))
+    assert audit.inputs[0]["shape"] == [1, 8, 8, 1]
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("make", [nested, Subclassed, NeedsValues])
+def test_each_kind_of_model_converts(make):
+    model = built(make())
+    content = tflite.convert(model, "int8", samples=IMAGES)
+    assert tflite.audit(content).full_integer
+    assert tflite.compare(model, content, IMAGES).relative_error < 0.1
+
+
+def test_inputs_and_outputs_keep_order_and_names():
+    wide, narrow = keras.Input((6,), name="wide"), keras.Input((4,), name="narrow")
+    joined = layers.Concatenate()([wide, narrow])
+    outputs = [layers.Dense(3, name="zebra")(joined), layers.Dense(2, name="ant")(joined)]
+    model = keras.Model([wide, narrow], outputs)
+    samples = [RANDOM.normal(size=(9, 6)), RANDOM.normal(size=(9, 4))]
+    content = tflite.convert(model, "float32", samples=samples)
+    audit = tflite.audit(content)
+    assert [i["name"] for i in audit.inputs] == ["wide", "narrow"]
+    assert [o["name"] for o in audit.outputs] == ["zebra", "ant"]
+    found = tflite.run(content, samples)
+    expected = model([s.astype(np.float32) for s in samples])
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    by_name = {"narrow": samples[1], "wide": samples[0]}
+    assert tflite.convert(model, "int8", by_name) == tflite.convert(model, "int8", samples)
+
+
+def test_mixed_precision_becomes_float32():
+    policy = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        model = nested()
+    finally:
+        keras.mixed_precision.set_dtype_policy(policy)
+    content = tflite.convert(model, "float32")
+    assert set(tflite.audit(content).tensors) <= {"FLOAT32", "INT32"}
+    assert "CAST" not in tflite.audit(content).operators
+
+
+def datasets():
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(len(IMAGES))))
+    yield "batched, labelled", data.batch(5)
+    yield "one by one, labelled", data
+    yield "batched", data.map(lambda x, y: x).batch(7)
+    yield "endless", data.batch(4).repeat()
+
+
+@pytest.mark.parametrize(("kind", "dataset"), datasets())
+def test_datasets_are_samples(kind, dataset):
+    model = nested()
+    expected = tflite.convert(model, "int8", samples=IMAGES)
+    # Ranges depend on the set of samples alone, not on how it is batched.
+    assert tflite.convert(model, "int8", samples=dataset.take(200)) == expected
+
+
+def test_a_recurrent_model_converts_or_says_what_to_do():
+    samples = RANDOM.normal(size=(8, 5, 3)).astype(np.float32)
+
+    def model(unroll):
+        return keras.Sequential([keras.Input((5, 3)), layers.LSTM(4, unroll=unroll)])
+
+    for unroll in (False, True):
+        lstm = model(unroll)
+        content = tflite.convert(lstm, "float32")
+        assert tflite.compare(lstm, content, samples).max_abs_error < 1e-5
+    with pytest.raises(InputError, match="unroll=True"):
+        tflite.convert(model(False), "int8", samples)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (None, "needs samples"),
+        (IMAGES[:, :4], r"must have the shape \(n, 8, 8, 1\). Received: \(24, 4, 8, 1\)"),
+        (np.full_like(IMAGES, np.nan), "must be finite"),
+        (np.array(["a"]), "must be numbers"),
+        (IMAGES[:0], "must not be empty"),
+        ([IMAGES, IMAGES], "each of the model's 1 inputs|must have the shape"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(samples, message):
+    with pytest.raises(InputError, match=message):
+        tflite.convert(nested(), "int8", samples)
+
+
+def test_an_unknown_scheme_is_answered_with_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'int8'"):
+        tflite.convert(nested(), "int9")
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = sequential()
+    kernel = model.layers[0].kernel
+    kernel.assign(kernel * np.nan)
+    with pytest.raises(InputError, match=kernel.path):
+        tflite.convert(model, "float32")
+
+
+def test_a_model_that_needs_more_than_litert_has_is_one_sentence(capfd):
+    class Sorted(layers.Layer):
+        def call(self, x):
+            return tf.raw_ops.Igamma(a=x, x=x)
+
+    model = keras.Sequential([keras.Input((4,)), Sorted()])
+    with pytest.raises(InputError, match="no kernel for Igamma") as caught:
+        tflite.convert(model, "float32")
+    log = str(caught.value).split("log: ")[1].rstrip(")")
+    assert "Traceback" in pathlib.Path(log).read_text()
+    os.unlink(log)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_unbuilt_model_is_refused():
+    with pytest.raises(InputError, match="must be built"):
+        tflite.convert(Subclassed(), "float32")
