@@ -1,0 +1,318 @@
+"""Compares tfcompress with TensorFlow Model Optimization: LeNets on MNIST, prune to int8 file.
+
+    python benchmarks/against_tfmot.py --data mnist.npz
+
+Both start from the same trained weights and take the same stages (prune, cluster, quantization-aware
+training, int8 .tflite) with the same batches per epoch, epochs, learning rates, sparsities, clusters
+and seeds. Each works in a process of its own, tfmot on `tf_keras`; the two take turns epoch by
+epoch, so that both are timed under the same load, and never run at the same time. An epoch's time
+leaves out its first steps, in which graphs are traced and compiled.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+SIDES = ("tfmot", "tfcompress")
+STAGES = ("prune", "cluster", "quantize")
+BATCH = 128
+UNTIMED_STEPS = 20
+SAMPLES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What one network is compressed with, by either side.
+
+    `epochs` and `rates` (Adam's learning rate, which falls linearly to a tenth of it over the last
+    two thirds of a stage) are those of train, prune, cluster and quantize.
+    """
+
+    sparsities: dict[str, float]
+    clusters: int
+    epochs: tuple[int, int, int, int]
+    rates: tuple[float, float, float, float]
+
+
+# Sparsities near those of Deep Compression (Han, Mao and Dally 2016, tables 2 and 3); chosen with
+# `--validation` for the best that tfmot's chain gives, and used for both.
+NETWORKS = {
+    "lenet300": Settings(
+        {"fc1": 0.93, "fc2": 0.91, "fc3": 0.74}, 16, (8, 12, 4, 4), (1e-3, 1e-3, 3e-4, 1e-4)
+    ),
+    "lenet5": Settings(
+        {"conv1": 0.34, "conv2": 0.88, "fc1": 0.93, "fc2": 0.81},
+        16,
+        (4, 8, 3, 3),
+        (1e-3, 1e-3, 3e-4, 1e-4),
+    ),
+}
+
+
+def main(arguments=None):
+    options = _parse(arguments)
+    if options.side:
+        work(options)
+        return 0
+    results = {
+        network: [compare(options, network, seed) for seed in options.seeds]
+        for network in options.networks
+    }
+    for network, runs in results.items():
+        print(table(network, runs))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+    return 0
+
+
+def compare(options, network, seed):
+    """Trains the network once, then lets both sides compress it in turns; returns their results."""
+    with tempfile.TemporaryDirectory() as folder:
+        baseline = Side("tfcompress", "train", options, network, seed, folder).finish()
+        sides = {side: Side(side, "compress", options, network, seed, folder) for side in SIDES}
+        while any(side.result is None for side in sides.values()):
+            for side in sides.values():
+                if side.result is None:
+                    side.take_turn()
+        return {"baseline": baseline} | {name: side.result for name, side in sides.items()}
+
+
+class Side:
+    """A process that works while it has the turn: from a line on stdin to its next on stdout."""
+
+    def __init__(self, side, task, options, network, seed, folder):
+        self.name = f"{side} {network} seed {seed}"
+        self.result = None
+        command = [sys.executable, __file__, "--side", side, "--task", task]
+        command += ["--data", options.data, "--networks", network, "--seeds", str(seed)]
+        command += ["--folder", folder, "--epochs", str(options.epochs or 0)]
+        command += ["--validation"] * options.validation
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def take_turn(self):
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
+        message = json.loads(line)
+        if "epoch" in message:
+            print(f"{self.name}: {message['epoch']}", file=sys.stderr)
+        else:
+            self.result = message
+            self._process.communicate()
+
+    def finish(self):
+        while self.result is None:
+            self.take_turn()
+        return self.result
+
+
+class Turn:
+    """The worker's end of `Side`."""
+
+    def __init__(self):
+        # Whatever a library prints goes to stderr: stdout carries the messages alone.
+        self._messages = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def wait(self):
+        if not sys.stdin.readline():
+            sys.exit(1)
+
+    def hand_over(self, message):
+        self._messages.write(json.dumps(message) + "\n")
+        self._messages.flush()
+
+
+def work(options):
+    """Does one side's task in this process and hands over its result."""
+    turn = Turn()
+    turn.wait()
+    network, seed = options.networks[0], options.seeds[0]
+    settings = NETWORKS[network]
+    if options.epochs:
+        settings = dataclasses.replace(settings, epochs=(options.epochs,) * 4)
+    x, y, x_test, y_test = load(options.data, options.validation)
+    chain = importlib.import_module(f"{options.side}_chain")
+    model = getattr(importlib.import_module("architectures"), network)(chain.keras, seed)
+    weights = pathlib.Path(options.folder, "baseline.npz")
+    stages = {}
+
+    def fit_for(stage):
+        number = ("train", *STAGES).index(stage)
+        epochs, rate = settings.epochs[number], settings.rates[number]
+
+        def fit(model, callbacks):
+            timed = train(chain.keras, turn, model, callbacks, (x, y), stage, epochs, rate)
+            accuracy = model.evaluate(x_test, y_test, batch_size=500, verbose=0)[1]
+            stages[stage] = {"epoch_seconds": timed, "accuracy": accuracy}
+
+        return fit
+
+    if options.task == "train":
+        fit_for("train")(model, [])
+        np.savez(weights, *model.get_weights())
+        turn.hand_over({"parameters": model.count_params(), "stages": stages})
+        return
+    with np.load(weights) as arrays:
+        model.set_weights(list(arrays.values()))
+    end_step = settings.epochs[1] * -(-len(x) // BATCH) * 3 // 4
+    model = chain.prune(model, fit_for("prune"), settings.sparsities, end_step)
+    model = chain.cluster(model, fit_for("cluster"), settings.clusters)
+    model = chain.quantize(model, fit_for("quantize"), x[:SAMPLES])
+    flatbuffer = chain.convert(model)
+    turn.hand_over({"stages": stages} | read_back(flatbuffer, x_test, y_test))
+
+
+def load(path, validation):
+    """Returns float32 images in [0, 1], 28 x 28 x 1, and labels: to train on and to judge by.
+
+    With `validation` the last 5,000 training images take the place of the test images, which are
+    not read; they are never trained on.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        x, y = arrays["x_train"], arrays["y_train"]
+        judged = slice(-5000, None)
+        x_test, y_test = (
+            (x[judged], y[judged]) if validation else (arrays["x_test"], arrays["y_test"])
+        )
+    x, y = x[:-5000], y[:-5000]
+    return (x[..., None] / np.float32(255), y, x_test[..., None] / np.float32(255), y_test)
+
+
+def train(keras, turn, model, callbacks, data, stage, epochs, rate):
+    """Trains one stage in turns, epoch by epoch, and returns the seconds that each epoch took."""
+    steps = -(-len(data[0]) // BATCH)
+    timed = []
+
+    class Turns(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == UNTIMED_STEPS:
+                self.started = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds = time.perf_counter() - self.started
+            timed.append(seconds * steps / (steps - UNTIMED_STEPS - 1))
+            progress = f"{stage} {epoch + 1}/{epochs} {timed[-1]:.2f} s loss {logs['loss']:.4f}"
+            turn.hand_over({"epoch": progress})
+            turn.wait()
+
+    model.compile(
+        keras.optimizers.Adam(
+            keras.optimizers.schedules.PolynomialDecay(rate, epochs * steps, rate / 10)
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.fit(
+        *data, batch_size=BATCH, epochs=epochs, callbacks=[*callbacks, Turns()], verbose=0
+    )
+    return timed
+
+
+def read_back(flatbuffer, x, y):
+    """Returns what the file itself shows: accuracy by the interpreter, bytes, weights."""
+    import ai_edge_litert.interpreter as litert
+
+    interpreter = litert.Interpreter(model_content=flatbuffer)
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], (500, 28, 28, 1))
+    interpreter.allocate_tensors()
+    entry, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero = entry["quantization"]
+    right = 0
+    for first in range(0, len(x), 500):
+        batch = np.clip(np.rint(x[first : first + 500] / scale + zero), -128, 127)
+        interpreter.set_tensor(entry["index"], batch.astype(entry["dtype"]))
+        interpreter.invoke()
+        answers = interpreter.get_tensor(out["index"]).argmax(-1)
+        right += int(np.sum(answers == y[first : first + 500]))
+    return {
+        "accuracy": right / len(x),
+        "size_bytes": len(flatbuffer),
+        "deflated_bytes": len(zlib.compress(flatbuffer, 9)),
+        "types": [np.dtype(entry["dtype"]).name, np.dtype(out["dtype"]).name],
+    }
+
+
+def table(network, runs):
+    """One row per measure: tfmot, tfcompress and how they compare; means over the seeds."""
+    parameters = runs[0]["baseline"]["parameters"]
+
+    def mean(read):
+        return {side: statistics.mean(read(run[side]) for run in runs) for side in SIDES}
+
+    baseline = statistics.mean(run["baseline"]["stages"]["train"]["accuracy"] for run in runs)
+    rows = []
+    for stage in STAGES:
+        accuracy = mean(lambda side, stage=stage: side["stages"][stage]["accuracy"])
+        rows.append((f"accuracy after {stage} (Keras)", accuracy, "{:.2%}", None))
+    accuracy = mean(lambda side: side["accuracy"])
+    rows.append(("accuracy of the int8 .tflite", accuracy, "{:.2%}", "{:+.2f} points"))
+    rows.append(("bytes", mean(lambda side: side["size_bytes"]), "{:,.0f}", "{:.3f}x"))
+    deflated = mean(lambda side: side["deflated_bytes"])
+    rows.append(("deflated bytes (zlib 9)", deflated, "{:,.0f}", "{:.3f}x"))
+    shrunk = {side: 4 * parameters / size for side, size in deflated.items()}
+    rows.append(("compression (float32 / deflated)", shrunk, "{:.1f}x", "{:.3f}x"))
+    lines = [
+        f"{network}: {parameters:,} parameters, baseline {baseline:.2%}, {len(runs)} seed(s)",
+        f"{'':36}{'tfmot':>12}{'tfcompress':>12}   compared",
+    ]
+    for label, values, form, compared in rows:
+        ratio = values["tfcompress"] / values["tfmot"]
+        if compared and "points" in compared:
+            ratio = 100 * (values["tfcompress"] - values["tfmot"])
+        cells = "".join(f"{form.format(values[side]):>12}" for side in SIDES)
+        lines.append(f"{label:36}{cells}   {compared.format(ratio) if compared else ''}".rstrip())
+    for stage in STAGES:
+        pairs = [
+            pair
+            for run in runs
+            for pair in zip(*(run[side]["stages"][stage]["epoch_seconds"] for side in SIDES))
+        ]
+        cells = "".join(f"{statistics.median(times):>11.2f}s" for times in zip(*pairs))
+        ratio = statistics.median(ours / theirs for theirs, ours in pairs)
+        lines.append(f"{'seconds per epoch, ' + stage:36}{cells}   {ratio:.3f}x")
+    return "\n".join(lines) + "\n"
+
+
+def _parse(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default=str(HERE.parent.parent / "shared" / "data" / "mnist.npz"),
+        help="npz file with x_train, y_train, x_test, y_test, as keras.datasets.mnist has it",
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, help="epochs of every stage: 1 is the quick mode")
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="judge by the last 5,000 training images, to choose settings, not by the test images",
+    )
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save all results here")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=("train", "compress"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

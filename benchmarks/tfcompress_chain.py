@@ -1,0 +1,31 @@
+"""tfcompress's way from a trained model to an int8 file, stage by stage; see `tfmot_chain`."""
+
+import keras
+
+import tfcompress as tfc
+
+
+def prune(model, fit, sparsities, end_step):
+    """Prunes each layer to its sparsity along the cubic schedule, new masks every 100 steps."""
+    rules = [{"layers": layer, "end": end} for layer, end in sparsities.items()]
+    schedule = tfc.schedules.Polynomial(end=max(sparsities.values()), end_step=end_step)
+    fit(model, [tfc.PruneOnSchedule(schedule, rules=rules)])
+    return model
+
+
+def cluster(model, fit, clusters):
+    """Clusters each kernel, the zeros kept, and trains the centroids."""
+    fit(model, [tfc.ClusterOnSchedule(tfc.clustering.KMeans(clusters=clusters)), tfc.Preserve()])
+    return model
+
+
+def quantize(model, fit, samples):
+    """Trains with fake quantization that keeps zeros and clusters."""
+    model = tfc.quantize_aware(model, samples=samples)
+    fit(model, [tfc.Preserve()])
+    return model
+
+
+def convert(model):
+    """Returns the full-integer int8 file."""
+    return tfc.convert(model, scheme="int8")
