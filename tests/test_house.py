@@ -11,8 +11,8 @@ ROOT = pathlib.Path(tfcompress.__file__).parent
 FLOORS = [
     {"errors", "registry"},
     {"graph", "weights", "rules", "projection", "measure", "schedules", "models"},
-    {"pruning", "clustering", "quantization", "data"},
-    {"callbacks", "wrappers", "structured", "tflite", "legacy"},
+    {"pruning", "clustering", "quantization", "data", "structured"},
+    {"callbacks", "wrappers", "tflite", "legacy"},
     {"recipe", "pipeline", "report"},
     {"commands", "compress", "export", "latency"},
 ]

@@ -1,12 +1,12 @@
 """Compress Keras 3 models into small, verified, measured `.tflite` files.
 
-    import tfcompress as tfc
+import tfcompress as tfc
 
-    model.fit(x, y, callbacks=[tfc.PruneOnSchedule(tfc.schedules.Polynomial(end=0.8)),
-                               tfc.ClusterOnSchedule("kmeans", begin_step=2500)])
-    model = tfc.quantize_aware(model)
-    flatbuffer = tfc.convert(model, scheme="int8")
-    print(tfc.audit(flatbuffer))
+model.fit(x, y, callbacks=[tfc.PruneOnSchedule(tfc.schedules.Polynomial(end=0.8)),
+                           tfc.ClusterOnSchedule("kmeans", begin_step=2500)])
+model = tfc.quantize_aware(model)
+flatbuffer = tfc.convert(model, scheme="int8")
+print(tfc.audit(flatbuffer))
 """
 
 import os
@@ -16,10 +16,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from tfcompress import clustering, pruning, schedules
+from tfcompress import clustering, pruning, schedules, wrappers
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
 from tfcompress.projection import preserve
+from tfcompress.wrappers import quantize_aware
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -37,5 +38,7 @@ __all__ = [
     "clustering",
     "preserve",
     "pruning",
+    "quantize_aware",
     "schedules",
+    "wrappers",
 ]

@@ -15,11 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress import graph
+from tfcompress.data.samples import to_arrays
 from tfcompress.errors import InputError, unknown
+from tfcompress.models import check_finite
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite import run
 from tfcompress.tflite.compare import arrange, compare
-from tfcompress.tflite.samples import to_arrays
 from tfcompress.tflite.slim import slim
 
 SCHEMES = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -60,7 +61,7 @@ def convert(
     """
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)
-    _check_weights(model)
+    check_finite(model)
     inference = _inference(model)
     specs = input_specs(inference, samples)
     names = [spec.name for spec in specs]
@@ -80,7 +81,7 @@ def convert(
             f"Model '{model.name}' must be free of loops for {scheme}: build its recurrent layers "
             "with unroll=True."
         )
-    content = _convert(model, function, scheme, trained, calibration)
+    content = _convert(model, function, scheme, calibration)
     content = slim(_name_outputs(content, inference), keep_names)
     _verify(model, content, scheme, arrays)
     return content
@@ -157,16 +158,6 @@ def _complete(shape: tuple, samples: Any, index: int, name: str) -> tuple[int, .
     )
 
 
-def _check_weights(model: keras.Model) -> None:
-    for variable in model.weights:
-        value = keras.ops.convert_to_numpy(variable)
-        if value.dtype.kind == "f" and not np.all(np.isfinite(value)):
-            raise InputError(
-                f"Weights of model '{model.name}' must be finite. Received: NaN or infinity in "
-                f"{variable.path}"
-            )
-
-
 def _concrete(model: keras.Model, specs: Sequence[tf.TensorSpec]) -> Any:
     def call(*inputs):
         return keras.tree.flatten(model(arrange(model, inputs), training=False))
@@ -186,17 +177,10 @@ def _convert(
     model: keras.Model,
     function: Any,
     scheme: str,
-    trained: bool,
     samples: Sequence[np.ndarray] | None,
 ) -> bytes:
     with _one_sentence(model, scheme):
-        converter = _converter(function, scheme, samples)
-        # Training rounds a Dense kernel on one grid, unless the model says: one per unit.
-        per_unit = getattr(model, "dense_per_channel", False)
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = (
-            trained and not per_unit
-        )
-        return converter.convert()
+        return _converter(function, scheme, samples).convert()
 
 
 def _converter(

@@ -1,0 +1,305 @@
+"""A Keras model as one flat graph: nested models inlined, layers copied, calls rewritten.
+
+Every function returns a new model and leaves the one that it was given as it was.
+
+The nodes and edges are Keras' own: a node is one call of an operation (a layer, or the operation
+behind `x + y`), an edge is a `keras.KerasTensor`.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from tfcompress.errors import InputError
+
+Operation = Any  # keras.Operation: a layer, or what keras.ops records in a functional model
+Call = Callable[..., Any]  # (node, copy, *args, **kwargs) -> outputs of the new graph
+
+
+def functional(model: keras.Model) -> keras.Model:
+    """Returns a copy of `model` as one flat functional model; `model` stays as it was.
+
+    Nested models (Sequential, functional, and subclassed ones whose `call` runs on symbolic
+    tensors) are inlined; shared layers stay shared; weights, trainability, dtype policies and the
+    structure of inputs and outputs are kept. A layer keeps its name where that is unique, and gets
+    the names of the models around it as prefix where it is not (`encoder_dense`).
+
+    Raises:
+        InputError: the model is not built, or a layer cannot be copied from its config, or a
+            subclassed model's `call` needs values where a graph only has shapes.
+
+    >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
+    >>> outer = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2, name="dense_1")])
+    >>> [layer.name for layer in functional(outer).layers[1:]]
+    ['dense', 'dense_1']
+    """
+    return flatten(model)[0]
+
+
+def flatten(model: keras.Model) -> tuple[keras.Model, dict[str, keras.layers.Layer]]:
+    """Returns `functional(model)` and, by name of each of its layers, the layer it was copied from.
+
+    The second part connects the flat model with paths and rules that speak about the user's model.
+    """
+    copies = _Copies()
+    inputs = _new_inputs(model)
+    outputs = _inline(model, inputs, copies, prefix="", training=None)
+    flat = keras.Model(inputs, outputs, name=model.name)
+    copies.load_weights()
+    return flat, {copies.of(layer).name: layer for layer in copies.layers()}
+
+
+def rebuild(model: keras.Model, call: Call | None = None) -> keras.Model:
+    """Returns a new flat model, made call by call; `model`, a flat functional model, stays.
+
+    For each node, in topological order, `call(node, copy, *args, **kwargs)` returns the outputs in
+    the new graph; `copy` is the new operation with the old one's configuration and weights (one per
+    operation, so that shared layers stay shared), `args` and `kwargs` hold tensors of the new
+    graph. Without `call` every operation is copied.
+
+    Example, a model without its dropout:
+
+        rebuild(model, lambda node, copy, *args, **kwargs:
+                args[0] if isinstance(copy, keras.layers.Dropout) else copy(*args, **kwargs))
+    """
+    call = call or (lambda node, copy, *args, **kwargs: copy(*args, **kwargs))
+    copies = _Copies()
+    inputs = _new_inputs(model)
+    values = _values(model, inputs)
+    for node in nodes(model):
+        args, kwargs = _fill_in(node, values)
+        outputs = call(node, copies.of(node.operation), *args, **kwargs)
+        _record(node, outputs, values)
+    outputs = _outputs(model, values)
+    new = keras.Model(inputs, outputs, name=model.name)
+    copies.load_weights()
+    return new
+
+
+def exported(model: keras.Model) -> keras.Model:
+    """Returns the flat model that computes at inference what `model` does, for a converter.
+
+    A layer that carries training apparatus defines `exported() -> Layer`: a built layer, with its
+    weights, that computes the same from the first input alone. Dropout and noise go.
+    """
+    replaced: dict[int, Any] = {}
+
+    def call(node, copy, *args, **kwargs):
+        operation = node.operation
+        if is_identity(operation):
+            return args[0]
+        if hasattr(operation, "exported"):
+            if id(operation) not in replaced:
+                replaced[id(operation)] = operation.exported()
+            return replaced[id(operation)](keras.tree.flatten((args, kwargs))[0])
+        return copy(*args, **kwargs)
+
+    return rebuild(functional(model), call)
+
+
+def nodes(model: keras.Model) -> list[Any]:
+    """Returns the calls of a functional model in topological order, without the inputs."""
+    by_depth = model._nodes_by_depth
+    ordered = itertools.chain.from_iterable(by_depth[d] for d in sorted(by_depth, reverse=True))
+    return [node for node in ordered if node.operation is not None and not node.is_input]
+
+
+def consumers(model: keras.Model) -> Mapping[int, list[Any]]:
+    """Returns, by `id` of a tensor, the nodes that read it; an output of the model counts as None.
+
+    A tensor that nothing reads has the empty list.
+    """
+    readers: dict[int, list[Any]] = collections.defaultdict(list)
+    for node in nodes(model):
+        for tensor in node.input_tensors:
+            readers[id(tensor)].append(node)
+    for tensor in model.outputs:
+        readers[id(tensor)].append(None)
+    return readers
+
+
+def calls(model: keras.Model) -> Mapping[int, int]:
+    """Returns, by `id` of an operation, how often the functional model calls it."""
+    return collections.Counter(id(node.operation) for node in nodes(model))
+
+
+def is_identity(operation: Operation) -> bool:
+    """Returns whether the operation passes its input on unchanged at inference."""
+    layers = keras.layers
+    return isinstance(
+        operation,
+        layers.Dropout
+        | layers.SpatialDropout1D
+        | layers.SpatialDropout2D
+        | layers.SpatialDropout3D
+        | layers.GaussianNoise
+        | layers.GaussianDropout
+        | layers.AlphaDropout
+        | layers.ActivityRegularization
+        | layers.Identity,
+    ) or (
+        type(operation) is layers.Activation
+        and getattr(operation.activation, "__name__", "") == "linear"
+    )
+
+
+def copy_operation(operation: Operation, **changes: Any) -> Operation:
+    """Returns a new, unbuilt operation with the same configuration, `changes` applied."""
+    try:
+        return type(operation).from_config(operation.get_config() | changes)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{type(operation).__name__} '{operation.name}' must be rebuilt from its config, "
+            f"which fails: {reason}"
+        ) from error
+
+
+class _Copies:
+    """One new operation for each old one, under a unique name."""
+
+    def __init__(self):
+        self._pairs: dict[int, tuple[Operation, Operation]] = {}
+        self._names: set[str] = set()
+
+    def of(self, operation: Operation, prefix: str = "") -> Operation:
+        if id(operation) not in self._pairs:
+            name = self._unique(operation.name, prefix)
+            changes = {} if name == operation.name else {"name": name}
+            self._pairs[id(operation)] = (operation, copy_operation(operation, **changes))
+        return self._pairs[id(operation)][1]
+
+    def layers(self) -> list[keras.layers.Layer]:
+        return [old for old, _ in self._pairs.values() if isinstance(old, keras.layers.Layer)]
+
+    def load_weights(self) -> None:
+        for old, new in self._pairs.values():
+            if isinstance(old, keras.layers.Layer) and new.built and old.weights:
+                new.set_weights(old.get_weights())
+
+    def _unique(self, name: str, prefix: str) -> str:
+        wanted = name
+        if wanted in self._names and prefix:
+            wanted = f"{prefix}_{name}"
+        candidate = wanted
+        for number in itertools.count(1):
+            if candidate not in self._names:
+                break
+            candidate = f"{wanted}_{number}"
+        self._names.add(candidate)
+        return candidate
+
+
+def _inline(model: Any, inputs: Any, copies: _Copies, prefix: str, training: bool | None) -> Any:
+    """Returns the outputs of `model` on `inputs`, calling copies of its layers."""
+    model = _as_graph(model)
+    values = _values(model, inputs)
+    for node in nodes(model):
+        args, kwargs = _fill_in(node, values)
+        operation = node.operation
+        if isinstance(operation, keras.Model):
+            # A nested model called with training=False (a frozen backbone) passes that on.
+            inner = kwargs.get("training", training)
+            path = f"{prefix}_{operation.name}".lstrip("_")
+            outputs = _inline(operation, args[0] if args else kwargs, copies, path, inner)
+        else:
+            if training is not None and getattr(operation, "_call_has_training_arg", False):
+                kwargs.setdefault("training", training)
+            outputs = copies.of(operation, prefix)(*args, **kwargs)
+        _record(node, outputs, values)
+    return _outputs(model, values)
+
+
+def _as_graph(model: keras.Model) -> keras.Model:
+    """Returns `model` as a functional one that may share its layers with it."""
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise _unbuilt(model)
+        model = model._functional
+    if hasattr(model, "_nodes_by_depth"):
+        return model
+    return _trace(model)
+
+
+def _trace(model: keras.Model) -> keras.Model:
+    """Returns the graph that a subclassed model's `call` draws on symbolic inputs.
+
+    The calls add nodes to the model's own layers; they are taken off again.
+    """
+    inputs = _new_inputs(model)
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    before = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in layers]
+    training = {"training": False} if "training" in model._call_signature.parameters else {}
+    try:
+        outputs = model.call(inputs, **training)
+        return keras.Model(inputs, outputs, name=model.name)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(
+            f"{type(model).__name__} '{model.name}' must be a functional or Sequential model, or "
+            f"one whose `call` runs on symbolic tensors, which fails: {reason}"
+        ) from error
+    finally:
+        for layer, inbound, outbound in before:
+            del layer._inbound_nodes[inbound:]
+            del layer._outbound_nodes[outbound:]
+
+
+def _new_inputs(model: keras.Model) -> Any:
+    """Returns new symbolic inputs in the structure in which `model` takes its own."""
+    if isinstance(model, keras.Sequential) and model.built:
+        model = model._functional
+    if hasattr(model, "_inputs_struct"):
+        return keras.tree.map_structure(_like, _unpacked(model._inputs_struct))
+    shape = (model.get_build_config() or {}).get("input_shape") if model.built else None
+    if shape is None:
+        raise _unbuilt(model)
+    dtype = model.input_dtype if keras.backend.is_float_dtype(model.input_dtype) else None
+    return keras.tree.map_shape_structure(
+        lambda s: keras.Input(batch_shape=(None, *s[1:]), dtype=dtype), shape
+    )
+
+
+def _like(x: keras.KerasTensor) -> keras.KerasTensor:
+    name = x._keras_history.operation.name
+    return keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=name)
+
+
+def _unpacked(structure: Any) -> Any:
+    """Returns the one tensor of a list of one: Keras warns about the list, not about the tensor."""
+    if isinstance(structure, list | tuple) and len(structure) == 1:
+        return structure[0]
+    return structure
+
+
+def _unbuilt(model: keras.Model) -> InputError:
+    return InputError(
+        f"Model '{model.name}' must be built: call it once on a batch, or give it a keras.Input."
+    )
+
+
+def _values(model: keras.Model, inputs: Any) -> dict[int, Any]:
+    return {
+        id(old): new for old, new in zip(model._inputs, keras.tree.flatten(inputs), strict=True)
+    }
+
+
+def _outputs(model: keras.Model, values: Mapping[int, Any]) -> Any:
+    return _unpacked(keras.tree.map_structure(lambda x: values[id(x)], model._outputs_struct))
+
+
+def _fill_in(node: Any, values: Mapping[int, Any]) -> tuple[Any, Any]:
+    def value(x):
+        # A converter's graph lacks tensors that only training needs: they become None.
+        return values.get(id(x)) if isinstance(x, keras.KerasTensor) else x
+
+    return keras.tree.map_structure(value, (node.arguments.args, node.arguments.kwargs))
+
+
+def _record(node: Any, outputs: Any, values: dict[int, Any]) -> None:
+    values.update(
+        (id(old), new) for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=False)
+    )

@@ -1,0 +1,6 @@
+"""Layers that change the forward pass while a model is trained."""
+
+from tfcompress.wrappers.fake_quantize import FakeQuantize as FakeQuantize
+from tfcompress.wrappers.quantize_aware import quantize_aware as quantize_aware
+from tfcompress.wrappers.quantize_aware import skipped as skipped
+from tfcompress.wrappers.quantized_layer import QuantizedLayer as QuantizedLayer

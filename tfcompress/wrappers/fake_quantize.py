@@ -1,0 +1,189 @@
+"""Fake quantization of activations: floats that only take the values of an int8 grid."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfcompress.errors import InputError
+from tfcompress.quantization import activation_grid
+
+# The narrowest range that is followed: a tensor of zeros still gets a grid.
+_NARROWEST = 1e-6
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class FakeQuantize(keras.layers.Layer):
+    """Rounds a tensor to the 256 values of an int8 grid, with straight-through gradient.
+
+    Returns the rounded tensor and its grid `(scale, zero_point)`, float32 of shape (2,), from which
+    the layers that follow learn in what steps their inputs come.
+
+    While training, the range follows the batches' extremes by an exponential moving average; the
+    first batch, or `calibrate`, gives its start. It always contains 0. At inference, and when the
+    layer is not `trainable`, the range stays; before it has one, the tensor passes unchanged.
+
+    Args:
+        bounds: a fixed (low, high), where TFLite prescribes one (softmax: 0, 255/256).
+        nonnegative: the tensor is known to be >= 0 (after a ReLU): the lower bound stays 0.
+        only_inference: pass the tensor unchanged in training. For probabilities that the model puts
+            out: rounded to multiples of 1/256 they would give the loss log(0) and no gradient.
+        momentum: weight of the old range in the moving average, in [0, 1).
+
+    (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", section 3.1)
+
+    >>> quantizer = FakeQuantize()
+    >>> y, grid = quantizer(keras.ops.convert_to_tensor([[0.0, 0.3, 2.55]]), training=True)
+    """
+
+    def __init__(
+        self,
+        bounds: tuple[float, float] | None = None,
+        nonnegative: bool = False,
+        only_inference: bool = False,
+        momentum: float = 0.99,
+        **kwargs: Any,
+    ):
+        # Ranges and rounding are float32 under every dtype policy; the tensor keeps its own.
+        super().__init__(autocast=False, **(kwargs | {"dtype": "float32"}))
+        self._convert_input_args = False
+        self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
+        self.nonnegative = nonnegative
+        self.only_inference = only_inference
+        self.momentum = momentum
+        self.observing = False
+
+    def build(self, input_shape: Any) -> None:
+        if self.bounds is None:
+            # The point 0 stands for "no range yet". Replicas average what they saw.
+            self.range = self.add_weight(
+                shape=(2,),
+                initializer="zeros",
+                trainable=False,
+                name="range",
+                aggregation="mean",
+            )
+
+    def call(self, inputs: Any, training: bool | None = None) -> tuple[Any, Any]:
+        x = tf.cast(inputs, tf.float32)
+        if self.bounds is not None:
+            low, high = tf.constant(self.bounds[0]), tf.constant(self.bounds[1])
+            y = x if training and self.only_inference else _round_to_grid(x, low, high)
+        elif self.observing:
+            low, high = self._widened(x)
+            y = x
+        elif training and self.trainable:
+            low, high = self._followed(x)
+            y = _round_to_grid(x, low, high)
+        else:
+            low, high = tf.unstack(tf.convert_to_tensor(self.range))
+            y = tf.cond(low < high, lambda: _round_to_grid(x, low, high), lambda: x)
+        return (inputs if y is x else tf.cast(y, inputs.dtype)), _grid(low, high)
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> tuple[Any, Any]:
+        return keras.KerasTensor(inputs.shape, inputs.dtype), keras.KerasTensor((2,), "float32")
+
+    def exported(self) -> keras.layers.Layer:
+        """Returns the layer with its range as constants, as the TFLite converter reads it."""
+        bounds = self.bounds
+        if bounds is None:
+            low, high = (float(x) for x in keras.ops.convert_to_numpy(self.range))
+            if low >= high:
+                raise InputError(
+                    f"Quantizer '{self.name}' must have a range before the model is converted: "
+                    "give quantize_aware samples, or train the model for at least one step."
+                )
+            bounds = activation_grid(low, high).bounds()
+        return _ConstantRange(bounds, name=self.name)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "bounds": self.bounds,
+            "nonnegative": self.nonnegative,
+            "only_inference": self.only_inference,
+            "momentum": self.momentum,
+        }
+
+    def _extremes(self, x: Any) -> tuple[Any, Any]:
+        low = tf.constant(0.0) if self.nonnegative else tf.minimum(tf.reduce_min(x), 0.0)
+        return low, tf.maximum(tf.reduce_max(x), low + _NARROWEST)
+
+    def _followed(self, x: Any) -> tuple[Any, Any]:
+        seen = tf.stack(self._extremes(tf.stop_gradient(x)))
+        old = tf.convert_to_tensor(self.range)
+        share = tf.where(old[0] < old[1], 1.0 - self.momentum, 1.0)
+        new = old + share * (seen - old)
+        self.range.assign(new)
+        return tf.unstack(new)
+
+    def _widened(self, x: Any) -> tuple[Any, Any]:
+        low, high = self._extremes(x)
+        old = tf.convert_to_tensor(self.range)
+        new = tf.stack([tf.minimum(old[0], low), tf.maximum(old[1], high)])
+        self.range.assign(new)
+        return tf.unstack(new)
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class OnGrid(keras.layers.Layer):
+    """Rounds a tensor to a grid that is given: `call(x, grid)`.
+
+    For layers whose integer output must have their input's scale but whose arithmetic leaves the
+    grid, as the mean of an average pooling does.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(autocast=False, **(kwargs | {"dtype": "float32"}))
+        self._convert_input_args = False
+
+    def build(self, x_shape: Any, grid_shape: Any = None) -> None:
+        pass
+
+    def call(self, x: Any, grid: Any) -> Any:
+        return _rounded(x, grid[0])
+
+    def compute_output_spec(self, x: Any, grid: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def exported(self) -> keras.layers.Layer:
+        return keras.layers.Identity(name=self.name)
+
+
+class _ConstantRange(keras.layers.Layer):
+    """The quantizer in the graph that the converter gets."""
+
+    def __init__(self, bounds: tuple[float, float], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.bounds = bounds
+
+    def call(self, inputs: Any) -> Any:
+        y = tf.quantization.fake_quant_with_min_max_vars(tf.cast(inputs, tf.float32), *self.bounds)
+        return tf.cast(y, inputs.dtype)
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+def _grid(low: Any, high: Any) -> Any:
+    scale = (high - low) / 255.0
+    return tf.stack([scale, tf.round(-128.0 - tf.math.divide_no_nan(low, scale))])
+
+
+@tf.custom_gradient
+def _round_to_grid(x: Any, low: Any, high: Any) -> Any:
+    # The stock gradient also sums the gradients of both bounds, which nobody uses here.
+    y = tf.quantization.fake_quant_with_min_max_vars(x, low, high)
+
+    def gradient(upstream: Any) -> Any:
+        inside = tf.logical_and(x >= low, x <= high)
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None
+
+    return y, gradient
+
+
+@tf.custom_gradient
+def _rounded(x: Any, scale: Any) -> Any:
+    wide = tf.cast(x, tf.float32)
+    y = tf.where(scale > 0.0, tf.round(tf.math.divide_no_nan(wide, scale)) * scale, wide)
+    return tf.cast(y, x.dtype), lambda upstream: (upstream, None)
