@@ -39,7 +39,8 @@ class Schedule:
         if values.get("end_step") is not None:
             last = values["end_step"] >= self.begin_step
             self._require(last, "end_step", f"at least begin_step, {self.begin_step}")
-        self._require(values.get("start", 0) <= self.end, "start", f"at most end, {self.end}")
+        if "start" in values:
+            self._require(values["start"] <= self.end, "start", f"at most end, {self.end}")
 
     def __call__(self, step: int) -> float:
         """Returns the sparsity due at `step`, a fraction in [0, 1)."""

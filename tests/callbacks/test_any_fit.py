@@ -72,7 +72,6 @@ class Subclassed(keras.Model):
 
 def test_subclassed_and_nested_models(data):
     model = Subclassed()
-    model.build((None, 8))
     model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=callbacks())
     assert_compressed(model.hidden, model.inner.layers[0], *model.heads)

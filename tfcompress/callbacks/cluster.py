@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress import clustering, rules
-from tfcompress.callbacks.kernel_callback import KernelCallback
+from tfcompress.callbacks.kernel_callback import NO_KERNELS, KernelCallback
 from tfcompress.errors import require
 from tfcompress.projection import value_groups
 from tfcompress.weights import Kernel, from_blocks, kernels, to_blocks
@@ -82,7 +82,7 @@ class ClusterOnSchedule(KernelCallback):
         chosen = rules.resolve(self.rules, found, ("method", "clusters", "block"))
         self.skipped = {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
         targets = [kernel for kernel in found if kernel.path not in self.skipped]
-        require(targets, "ClusterOnSchedule", "needs a kernel to cluster, but there is none left")
+        require(targets, "ClusterOnSchedule", NO_KERNELS)
         self._plans = {kernel.path: self._plan(kernel, chosen[kernel.path]) for kernel in targets}
         return targets
 

@@ -9,6 +9,11 @@ from tfcompress.errors import require
 from tfcompress.projection import Projection
 from tfcompress.weights import Kernel
 
+NO_KERNELS = (
+    "needs at least one kernel that no rule skips; a subclassed model has its kernels once it was "
+    "called on a batch"
+)
+
 
 class KernelCallback(keras.callbacks.Callback):
     """Projects kernels while the model trains; subclasses say which, when and onto what.
@@ -76,17 +81,21 @@ class KernelCallback(keras.callbacks.Callback):
             self.projections = {}
 
     def on_train_begin(self, logs=None):
-        self._install()
+        # A subclassed model may get its weights in the first step; then they are met after it.
+        if self.model.weights:
+            self._install()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.seconds = 0.0
-        if self._previous_step is None:
+        if self.projections and self._previous_step is None:
             # Not in on_train_begin: a BackupAndRestore further down the list restores there.
-            self._update(self._step())
-            self._project()
+            self.apply()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._update(self._step())
+        if self.projections:
+            self._update(self._step())
+        else:
+            self.apply()
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
@@ -126,5 +135,6 @@ class KernelCallback(keras.callbacks.Callback):
             f"{type(self).__name__}",
             "needs a compiled model, or a step: callback.apply(step)",
         )
-        iterations = keras.ops.convert_to_numpy(optimizer.iterations.value)
+        iterations = optimizer.iterations  # a tensor where gradients are accumulated
+        iterations = keras.ops.convert_to_numpy(getattr(iterations, "value", iterations))
         return int(iterations) - self._first_iteration

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress import pruning, rules, schedules
-from tfcompress.callbacks.kernel_callback import KernelCallback
+from tfcompress.callbacks.kernel_callback import NO_KERNELS, KernelCallback
 from tfcompress.errors import require, unknown
 from tfcompress.weights import Kernel, kernels
 
@@ -90,7 +90,7 @@ class PruneOnSchedule(KernelCallback):
         chosen = rules.resolve(self.rules, found, ("end", "schedule", "score", "pattern"))
         self.skipped = {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
         targets = [kernel for kernel in found if kernel.path not in self.skipped]
-        require(targets, "PruneOnSchedule", "needs a kernel to prune, but there is none left")
+        require(targets, "PruneOnSchedule", NO_KERNELS)
         self._plans = {kernel.path: self._plan(chosen[kernel.path]) for kernel in targets}
         return targets
 
@@ -130,6 +130,8 @@ class PruneOnSchedule(KernelCallback):
         params = self.params or {}
         steps, epochs = params.get("steps"), params.get("epochs")
         total = steps * epochs if steps and epochs else None
+        if total and getattr(self.model.optimizer, "gradient_accumulation_steps", None):
+            total //= self.model.optimizer.gradient_accumulation_steps
         return _Plan(
             schedules.resolve(schedule, total),
             pruning.SCORES.create(rule.get("score", self.score)),
