@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tfcompress import tflite
 from tfcompress.errors import InputError
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite.run import interpreter, noise
+from tfcompress.tflite.interpreter import noise, start
 from tfcompress.tflite.slim import same_outputs
 
 layers = keras.layers
@@ -110,7 +110,7 @@ def test_audit_counts_what_the_interpreter_lists(model, int8, tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(int8)
     audit = tflite.audit(path)
-    listed = [d["op_name"] for d in interpreter(int8, xnnpack=False)._get_ops_details()]
+    listed = [d["op_name"] for d in start(int8, xnnpack=False)._get_ops_details()]
     assert audit.operators == {name: listed.count(name) for name in sorted(set(listed))}
     assert audit.size_bytes == path.stat().st_size
     assert audit.full_integer and audit.float_operators == []
@@ -157,7 +157,7 @@ def test_delegated_operators_are_those_that_xnnpack_takes(model, int8):
 
 
 def test_run_quantizes_and_dequantizes(int8):
-    engine = interpreter(int8)
+    engine = start(int8)
     scale, zero_point = engine.get_output_details()[0]["quantization"]
     codes = tflite.run_integers(int8, IMAGES)
     assert codes.dtype == np.int8
@@ -169,8 +169,8 @@ def test_run_quantizes_and_dequantizes(int8):
 
 
 def test_noise_spans_the_range_of_the_input(int8):
-    codes_used = noise(interpreter(int8), 16)[0]
-    scale, zero_point = interpreter(int8).get_input_details()[0]["quantization"]
+    codes_used = noise(start(int8), 16)[0]
+    scale, zero_point = start(int8).get_input_details()[0]["quantization"]
     codes = codes_used / scale + zero_point
     assert codes.min() < -120 and codes.max() > 120
     assert codes.min() >= -128 and codes.max() <= 127

@@ -3,17 +3,21 @@
 from tfcompress.tflite.audit import Audit, Weight, audit
 from tfcompress.tflite.compare import Comparison, compare
 from tfcompress.tflite.convert import SCHEMES, convert
-from tfcompress.tflite.run import run, run_integers
+from tfcompress.tflite.interpreter import run, run_integers
+from tfcompress.tflite.latency import Latency, Operator, measure_latency
 from tfcompress.tflite.slim import slim
 
 __all__ = [
     "SCHEMES",
     "Audit",
     "Comparison",
+    "Latency",
+    "Operator",
     "Weight",
     "audit",
     "compare",
     "convert",
+    "measure_latency",
     "run",
     "run_integers",
     "slim",

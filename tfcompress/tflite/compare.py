@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite import run
+from tfcompress.tflite import interpreter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Comparison:
 
 
 def compare(
-    reference: Callable[..., Any], flatbuffer: fb.Flatbuffer, samples: run.Arrays
+    reference: Callable[..., Any], flatbuffer: fb.Flatbuffer, samples: interpreter.Arrays
 ) -> Comparison:
     """Compares a Keras model with a file on the same samples, on the default interpreter.
 
@@ -38,7 +38,7 @@ def compare(
     """
     inputs = [samples] if isinstance(samples, np.ndarray) else list(samples)
     expected = outputs(reference, inputs)
-    found = run.run(flatbuffer, inputs)
+    found = interpreter.run(flatbuffer, inputs)
     found = found if isinstance(found, list) else [found]
     pairs = [(e, f.astype(np.float32)) for e, f in zip(expected, found, strict=True)]
     squares = sum(float(np.sum((e - f) ** 2, dtype=np.float64)) for e, f in pairs)

@@ -19,7 +19,7 @@ from tfcompress.data.samples import to_arrays
 from tfcompress.errors import InputError, unknown
 from tfcompress.models import check_finite
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite import run
+from tfcompress.tflite import interpreter
 from tfcompress.tflite.compare import arrange, compare
 from tfcompress.tflite.slim import slim
 
@@ -222,7 +222,7 @@ def _one_sentence(model: keras.Model, scheme: str) -> Iterator[None]:
     level = logging.getLogger("absl").level
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        with run.silent_stderr(log), warnings.catch_warnings():
+        with interpreter.silent_stderr(log), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
                 yield
@@ -262,9 +262,9 @@ def _name_outputs(content: bytes, model: keras.Model) -> bytes:
 def _verify(
     model: keras.Model, content: bytes, scheme: str, samples: Sequence[np.ndarray] | None
 ) -> None:
-    engine = run.interpreter(content)
-    inputs = run.noise(engine, 8) if samples is None else [a[:_COMPARED] for a in samples]
-    found = run.run(content, inputs)
+    engine = interpreter.start(content)
+    inputs = interpreter.noise(engine, 8) if samples is None else [a[:_COMPARED] for a in samples]
+    found = interpreter.run(content, inputs)
     for output in found if isinstance(found, list) else [found]:
         if not np.all(np.isfinite(output)):
             raise InputError(

@@ -1,7 +1,7 @@
 """Which operators XNNPACK took."""
 
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite import run
+from tfcompress.tflite import interpreter
 
 
 def delegated(flatbuffer: fb.Flatbuffer) -> list[bool]:
@@ -13,7 +13,7 @@ def delegated(flatbuffer: fb.Flatbuffer) -> list[bool]:
     """
     model = fb.parse(flatbuffer)
     operators = model.subgraphs[0].operators or []
-    details = run.interpreter(flatbuffer)._get_ops_details()
+    details = interpreter.start(flatbuffer)._get_ops_details()
     producers = {
         int(tensor): number
         for number, operator in enumerate(operators)

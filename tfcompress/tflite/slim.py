@@ -4,7 +4,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite import run
+from tfcompress.tflite import interpreter
 
 
 def slim(flatbuffer: fb.Flatbuffer, keep_names: bool = False) -> bytes:
@@ -33,8 +33,8 @@ def slim(flatbuffer: fb.Flatbuffer, keep_names: bool = False) -> bytes:
 
 def same_outputs(one: bytes, other: bytes, samples: int = 4) -> bool:
     """Whether two files give bit-identical outputs on `samples` random inputs."""
-    x = run.noise(run.interpreter(one), samples)
-    results = [run.run_integers(content, x) for content in (one, other)]
+    x = interpreter.noise(interpreter.start(one), samples)
+    results = [interpreter.run_integers(content, x) for content in (one, other)]
     pairs = [r if isinstance(r, list) else [r] for r in results]
     return all(
         a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))

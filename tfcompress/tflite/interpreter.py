@@ -15,7 +15,7 @@ from tfcompress.tflite import flatbuffer as fb
 Arrays = np.ndarray | Sequence[np.ndarray]
 
 
-def interpreter(flatbuffer: fb.Flatbuffer, threads: int = 1, xnnpack: bool = True) -> Interpreter:
+def start(flatbuffer: fb.Flatbuffer, threads: int = 1, xnnpack: bool = True) -> Interpreter:
     """Returns an interpreter of the file with its tensors allocated.
 
     With `xnnpack` it is LiteRT's default, which hands what it can to XNNPACK; without it every
@@ -46,22 +46,22 @@ def run(flatbuffer: fb.Flatbuffer, x: Arrays, threads: int = 1, xnnpack: bool = 
         flatbuffer: the file's content or its path.
         x: float inputs (n, ...); for several inputs a list of such arrays, in the file's order.
             They are quantized (rounded, clipped) where the file takes integers.
-        threads, xnnpack: see `interpreter`.
+        threads, xnnpack: see `start`.
 
     Returns:
         float32 (n, ...), dequantized; for several outputs a list. Integers without a scale
         (class indices, say) come as they are.
     """
-    engine = interpreter(flatbuffer, threads, xnnpack)
-    outputs = _invoke(engine, [_quantize(a, d) for a, d in _pairs(engine, x)])
+    engine = start(flatbuffer, threads, xnnpack)
+    outputs = _invoke(engine, [quantize(a, d) for a, d in _pairs(engine, x)])
     results = [_dequantize(a, d) for a, d in zip(outputs, engine.get_output_details(), strict=True)]
     return results[0] if len(results) == 1 else results
 
 
 def run_integers(flatbuffer: fb.Flatbuffer, x: Arrays, threads: int = 1, xnnpack: bool = True):
     """Returns what `run` returns, but the raw output codes of the file, not dequantized."""
-    engine = interpreter(flatbuffer, threads, xnnpack)
-    outputs = _invoke(engine, [_quantize(a, d) for a, d in _pairs(engine, x)])
+    engine = start(flatbuffer, threads, xnnpack)
+    outputs = _invoke(engine, [quantize(a, d) for a, d in _pairs(engine, x)])
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -138,7 +138,8 @@ def _invoke(engine: Interpreter, inputs: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(r) if r and r[0].ndim else np.asarray(r) for r in collected]
 
 
-def _quantize(array: np.ndarray, detail: dict) -> np.ndarray:
+def quantize(array: np.ndarray, detail: dict) -> np.ndarray:
+    """Returns the codes of real numbers in the type that the input takes, rounded and clipped."""
     scale, zero_point = detail["quantization"]
     dtype = detail["dtype"]
     if not scale or np.issubdtype(dtype, np.floating):
