@@ -13,7 +13,7 @@ float32 of shape (n, d). Arrays in, arrays out: the callbacks apply the codebook
 
 from tfcompress.registry import Registry
 
-METHODS = Registry("clustering method", __name__)
+METHODS: Registry = Registry("clustering method", __name__)
 
 # Below the registry, because the methods enter themselves into it.
 from tfcompress.clustering.codebook import Codebook  # noqa: E402

@@ -21,8 +21,8 @@ class KMeans:
     """Replaces each block of a kernel by the nearest of `clusters` means.
 
     The means minimise the sum of squared errors (SSE). For scalars (d = 1) this is the optimum:
-    up to 65,536 distinct values exactly, above that from a fine histogram, within 0.1 % of the
-    optimal SSE; the centroids ascend, and `seed` plays no part. For blocks (d > 1) it is a local
+    exactly up to 65,536 distinct values and 1,024 clusters, above that to a small fraction of
+    0.1 %; the centroids ascend, and `seed` plays no part. For blocks (d > 1) it is a local
     optimum: k-means++ and Lloyd, on mini-batches above 100,000 blocks. Where there are fewer
     distinct blocks than `clusters`, each is a centroid and nothing is lost.
 

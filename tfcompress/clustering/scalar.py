@@ -3,9 +3,10 @@
 Clusters of scalars are intervals, so dynamic programming over the sorted distinct values finds the
 best borders: best(k, j) = min over i of best(k - 1, i) + cost of one cluster on values i..j. The
 minimising i grows with j, so that half of the search falls away at each halving: O(k m log m) for
-m distinct values. Large kernels are first counted in bins of the float's bit pattern, whose means
-take the place of the distinct values; Lloyd's rule then moves the borders bin by bin, and a last
-pass over the weights themselves sets indices and means.
+m distinct values. Where there are too many of them, neighbours are merged first, most densely where
+that costs most, and Lloyd's rule then moves the borders value by value. Kernels that are too large
+to be sorted are counted in bins of the float's bit pattern, whose means take the place of the
+distinct values. A last pass over the weights themselves sets indices and means.
 """
 
 import dataclasses
@@ -16,9 +17,11 @@ from tfcompress.clustering.codebook import Codebook
 from tfcompress.clustering.compiled import compiled
 
 EXACT_VALUES = 1 << 16  # as many distinct values enter the dynamic program one by one
-PROGRAM_VALUES = 1 << 14  # as many bins, where there are more
+PROGRAM_VALUES = 1 << 13  # as many merged ones, where there are more, ...
+VALUES_PER_CLUSTER = 64  # ... but so many for each cluster
 PROGRAM_CELLS = 1 << 26  # clusters x values: above, the program would take minutes
-MAX_BITS = 20  # the histogram of a large kernel has up to 2^20 bins
+SORTED_VALUES = 1 << 21  # larger kernels are counted in bins, not sorted
+BIN_BITS = 22
 
 
 def fit(
@@ -44,10 +47,8 @@ class Points:
     positions: np.ndarray
     masses: np.ndarray
 
-    def merged(self, size: int) -> "Points":
-        """Returns at most `size` points: neighbours are replaced by their mean."""
-        run = -(-len(self.positions) // size)
-        begins = np.arange(0, len(self.positions), run)
+    def merged(self, begins: np.ndarray) -> "Points":
+        """Returns the means of runs of neighbours, given where each run begins."""
         masses = np.add.reduceat(self.masses, begins)
         return Points(np.add.reduceat(self.positions * self.masses, begins) / masses, masses)
 
@@ -61,29 +62,46 @@ def minimise(points: Points, clusters: int, max_iterations: int) -> np.ndarray:
     """
     few = points
     if len(points.positions) > EXACT_VALUES:
-        few = points.merged(max(PROGRAM_VALUES, 4 * clusters))
+        size = max(PROGRAM_VALUES, VALUES_PER_CLUSTER * clusters)
+        few = points.merged(companded_begins(points, min(size, EXACT_VALUES)))
     if clusters * len(few.positions) <= PROGRAM_CELLS:
-        # Around their mean: squares of far-off values would swallow the differences.
-        center = np.average(few.positions, weights=few.masses)
-        begins = _optimal_begins(few.positions - center, few.masses, clusters)
+        begins = optimal_begins(*_moments(few)[1:], clusters)
     else:
         few = points
-        begins = _companded_begins(points, clusters)
-    masses = np.add.reduceat(few.masses, begins)
-    centroids = np.add.reduceat(few.positions * few.masses, begins) / masses
-    return _lloyd(points, centroids, max_iterations)
+        begins = companded_begins(points, clusters)
+    return _lloyd(points, few.merged(begins).positions, max_iterations)
+
+
+def _moments(points: Points) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the median and the running sums (m + 1,) of mass * (position - median)^0, 1, 2.
+
+    They run from the median outwards, negative to the left: where they began at a far-off value,
+    its square would swallow the differences between all others.
+    """
+    total = np.cumsum(points.masses)
+    middle = int(np.searchsorted(total, total[-1] / 2))
+    center = points.positions[middle]
+
+    def running(terms: np.ndarray) -> np.ndarray:
+        left, right = np.cumsum(terms[:middle][::-1])[::-1], np.cumsum(terms[middle:])
+        return np.concatenate([-left, [0.0], right])
+
+    offsets = points.positions - center
+    first = points.masses * offsets
+    return center, running(points.masses), running(first), running(first * offsets)
 
 
 @compiled
-def _optimal_begins(positions, masses, clusters):
-    """Returns the index of each cluster's first point in the optimal partition."""
-    size = positions.size
-    mass, first, second = np.zeros(size + 1), np.zeros(size + 1), np.zeros(size + 1)
-    for i in range(size):
-        mass[i + 1] = mass[i] + masses[i]
-        first[i + 1] = first[i] + masses[i] * positions[i]
-        second[i + 1] = second[i] + masses[i] * positions[i] ** 2
-    before = second[1:] - first[1:] ** 2 / mass[1:]  # one cluster on the points 0..j
+def optimal_begins(mass, first, second, clusters):
+    """Returns the index of each cluster's first point in the optimal partition.
+
+    Takes running sums of mass, mass * position and mass * position^2, each (m + 1,).
+    """
+    size = mass.size - 1
+    before = np.empty(size)  # the lowest error of so many clusters on the points 0..j
+    for j in range(size):
+        moment = first[j + 1] - first[0]
+        before[j] = second[j + 1] - second[0] - moment * moment / (mass[j + 1] - mass[0])
     after = np.empty(size)
     begin = np.zeros((clusters, size), np.int32)  # of the last cluster, given their number
     for last in range(1, clusters):
@@ -111,28 +129,30 @@ def _optimal_begins(positions, masses, clusters):
     return begins
 
 
-def _companded_begins(points: Points, clusters: int) -> np.ndarray:
-    """Cuts so that clusters lie as densely as density^(1/3): optimal for many (Panter, Dite 1951).
+def companded_begins(points: Points, count: int) -> np.ndarray:
+    """Cuts into runs as dense as density^(1/3), optimal for many runs (Panter and Dite 1951).
 
-    Each point's share is (mass / gap)^(1/3) * gap, with the gap to its neighbours.
+    Returns where each of `count` runs begins. A point's share of them is (mass * gap^2)^(1/3), with
+    the gap to its neighbours, but never more than one: a point far off the others needs no more.
     """
-    size = len(points.positions)
-    shares = np.cumsum(np.cbrt(points.masses * np.gradient(points.positions) ** 2))
-    wanted = shares[-1] * np.arange(clusters) / clusters
-    number = np.arange(clusters)
-    begins = np.searchsorted(shares, wanted, side="right")
+    shares = np.cbrt(points.masses * np.gradient(points.positions) ** 2)
+    total, before = shares.sum(), np.inf
+    while total < 0.99 * before:
+        before = total
+        total = np.minimum(shares, total / count, out=shares).sum()
+    ends = np.cumsum(shares)
+    number = np.arange(count)
+    begins = np.searchsorted(ends, ends[-1] * number / count, side="right")
     begins[0] = 0
     begins = np.maximum.accumulate(begins - number) + number  # each at least one point
-    return np.minimum(begins, size - clusters + number)
+    return np.minimum(begins, len(ends) - count + number)
 
 
 def _lloyd(points: Points, centroids: np.ndarray, max_iterations: int) -> np.ndarray:
     """Moves each centroid to the mean of its points until no point changes sides."""
-    center = np.average(points.positions, weights=points.masses)
+    center, mass, moment, _ = _moments(points)
     positions, centroids = points.positions - center, centroids - center
-    mass = np.append(0.0, np.cumsum(points.masses))
-    moment = np.append(0.0, np.cumsum(points.masses * positions))
-    begins = np.empty(0)
+    begins: np.ndarray = np.empty(0)
     for _ in range(max_iterations):
         borders = np.searchsorted(positions, _midpoints(centroids), side="right")
         if np.array_equal(begins, borders):
@@ -149,9 +169,9 @@ def _midpoints(centroids: np.ndarray) -> np.ndarray:
 
 
 def _distinct(values: np.ndarray, weight: np.ndarray) -> Points | None:
-    """Returns the distinct values and their weights; None if there are too many."""
-    if len(values) > EXACT_VALUES:
-        sample = values[:: len(values) // EXACT_VALUES]
+    """Returns the distinct values and their weights; None if there are too many to sort."""
+    if len(values) > SORTED_VALUES:
+        sample = values[:: -(-len(values) // EXACT_VALUES)]
         if len(np.unique(sample)) > len(sample) // 2:
             return None  # sorting everything would be in vain
     if weight.size:
@@ -159,8 +179,6 @@ def _distinct(values: np.ndarray, weight: np.ndarray) -> Points | None:
         masses = np.bincount(which.reshape(-1), weight)
     else:
         positions, masses = np.unique(values, return_counts=True)
-    if len(positions) > EXACT_VALUES:
-        return None
     present = masses > 0
     return Points(positions[present].astype(np.float64), masses[present].astype(np.float64))
 
@@ -179,9 +197,9 @@ class Bins:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Bins":
-        """Returns bins that cover the values, about as many as values, at most 2^`MAX_BITS`."""
+        """Returns bins that cover the values, about as many as values, at most 2^`BIN_BITS`."""
         low, high = (int(_ordered(np.array([v]))[0]) for v in (values.min(), values.max()))
-        bits = min(MAX_BITS, max(8, len(values).bit_length()))
+        bits = min(BIN_BITS, max(8, len(values).bit_length()))
         shift = max(0, (high - low).bit_length() - bits)
         return cls(low, shift, ((high - low) >> shift) + 1)
 

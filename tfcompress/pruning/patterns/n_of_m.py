@@ -1,6 +1,7 @@
 """The n of m pattern."""
 
 import dataclasses
+import math
 import numbers
 
 import numpy as np
@@ -49,43 +50,43 @@ class NOfM:
     def mask(self, scores: np.ndarray, sparsity: float) -> np.ndarray:
         """Returns the mask; `sparsity` must be in [0, 1 - n/m]."""
         selection.check(scores, sparsity, "NOfM", self.max_sparsity)
-        groups, real = self._groups(scores)
-        loses = real & ~self._largest(groups)
-        share = min(sparsity / self.max_sparsity, 1.0)
-        losses = np.where(loses, groups, 0).sum(axis=1, dtype=np.float64)
-        # Groups too short to lose anything obey already and are not counted.
-        candidates = np.flatnonzero(loses.any(axis=1))
-        chosen = selection.lowest(losses[candidates], round(share * candidates.size))
-        keep = np.ones(groups.shape, bool)
-        keep[candidates[chosen]] = ~loses[candidates[chosen]]
-        return self._ungroup(keep, scores.shape)
-
-    def _axes(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Returns (before, along, after): the kernel's sizes around the axis of the groups."""
-        size = int(np.prod(shape))
-        if len(shape) < 2:
-            return 1, size, 1
-        if shape[-1] == 1 and len(shape) > 2:
-            return 1, size // shape[-2], shape[-2]
-        return size // (shape[-2] * shape[-1]), shape[-2], shape[-1]
-
-    def _groups(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the scores as (groups, m) and where these are weights, not filling."""
-        before, along, after = self._axes(scores.shape)
+        before, along, after = _around_inputs(scores.shape)
         filling = -along % self.m
-        lines = scores.reshape(before, along, after).transpose(0, 2, 1)
-        padded = np.pad(lines, ((0, 0), (0, 0), (0, filling)))
-        real = np.broadcast_to(np.arange(along + filling) < along, padded.shape)
-        return padded.reshape(-1, self.m), real.reshape(-1, self.m)
-
-    def _ungroup(self, groups: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        before, along, after = self._axes(shape)
-        lines = groups.reshape(before, after, -1)[:, :, :along]
-        return np.ascontiguousarray(lines.transpose(0, 2, 1)).reshape(shape)
+        groups = np.pad(
+            scores.reshape(before, along, after),
+            ((0, 0), (0, filling), (0, 0)),
+            constant_values=-np.inf,
+        ).reshape(before, -1, self.m, after)
+        loses = ~self._largest(groups) & np.isfinite(groups)
+        losses = np.sum(groups, axis=2, where=loses, dtype=np.float64)
+        # Groups too short to lose anything obey already and are not counted.
+        candidates = loses.any(axis=2)
+        share = min(sparsity / self.max_sparsity, 1.0)
+        chosen = np.zeros(candidates.shape, bool)
+        chosen[candidates] = selection.lowest(
+            losses[candidates], round(share * np.count_nonzero(candidates))
+        )
+        keep = ~(loses & chosen[:, :, None])
+        return keep.reshape(before, -1, after)[:, :along].reshape(scores.shape)
 
     def _largest(self, groups: np.ndarray) -> np.ndarray:
-        """Marks the n largest of each group; of equal ones, the last."""
-        order = np.argsort(groups, axis=1, kind="stable")
-        marked = np.zeros(groups.shape, bool)
-        np.put_along_axis(marked, order[:, self.m - self.n :], True, axis=1)
+        """Marks the n largest of each group, along axis 2; of equal ones, the last."""
+        marked = np.empty(groups.shape, bool)
+        for i in range(self.m):
+            larger = np.zeros(groups[:, :, 0].shape, np.int32)
+            for j in range(self.m):
+                if j != i:
+                    beats = np.greater if j < i else np.greater_equal
+                    larger += beats(groups[:, :, j], groups[:, :, i])
+            np.less(larger, self.n, out=marked[:, :, i])
         return marked
+
+
+def _around_inputs(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns the kernel's sizes before, along and after the axis that groups lie along."""
+    size = math.prod(shape)
+    if len(shape) < 2:
+        return 1, size, 1
+    if shape[-1] == 1 and len(shape) > 2:
+        return 1, size // shape[-2], shape[-2]
+    return size // (shape[-2] * shape[-1]), shape[-2], shape[-1]

@@ -27,8 +27,9 @@ class Lamp:
 
     def score(self, kernel: np.ndarray) -> np.ndarray:
         """Returns the scores: same shape, float64."""
-        magnitudes = np.abs(kernel).ravel()
-        order = np.argsort(magnitudes)
+        magnitudes = np.abs(kernel).astype(np.float32, copy=False).ravel()
+        # Bit patterns of floats that are not negative are in their order, and faster to sort.
+        order = np.argsort(magnitudes.view(np.uint32))
         ascending = magnitudes[order].astype(np.float64)
         squares = ascending**2
         not_smaller = np.cumsum(squares[::-1])[::-1]
