@@ -20,6 +20,9 @@ from tfcompress import clustering, pruning, schedules, wrappers
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
 from tfcompress.projection import preserve
+from tfcompress.structured import fold_batch_norm
+from tfcompress.tflite import audit, compare, convert, measure_latency
+from tfcompress.wrappers import quantize_aware
 from tfcompress.wrappers import quantize_aware
 
 if keras.backend.backend() != "tensorflow":
@@ -35,10 +38,16 @@ __all__ = [
     "InputError",
     "Preserve",
     "PruneOnSchedule",
+    "audit",
     "clustering",
+    "compare",
+    "convert",
+    "data",
+    "fold_batch_norm",
+    "measure_latency",
+    "models",
     "preserve",
     "pruning",
     "quantize_aware",
     "schedules",
-    "wrappers",
 ]
