@@ -110,7 +110,11 @@ class PacedFit:
                 pacer = keras.callbacks.LambdaCallback(on_train_batch_end=pace)
                 # Callbacks act in the order of the list: what they cost lies before the pacer.
                 model.fit(
-                    batches, steps_per_epoch=FOREVER, callbacks=[*callbacks, pacer], verbose=0
+                    batches,
+                    steps_per_epoch=FOREVER,
+                    callbacks=[*callbacks, pacer],
+                    shuffle=False,
+                    verbose=0,
                 )
             except Exception as error:  # Handed to the thread that waits for the steps.
                 self._error = error
@@ -130,8 +134,10 @@ class PacedFit:
         return time.perf_counter() - started
 
     def stop(self):
+        """Ends the fit."""
         self._left = 0
         self._go.release()
+        self._thread.join()
 
 
 def data(network):
@@ -234,7 +240,7 @@ def _parse(arguments):
         default=VARIANTS,
         help="only these, beside plain",
     )
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument(
         "--jit",
         choices=("auto", "true", "false"),

@@ -1,8 +1,9 @@
 """tfcompress's way from a trained model to an int8 file, stage by stage; see `tfmot_chain`."""
 
-import keras
+import keras  # noqa: F401
 
 import tfcompress as tfc
+from tfcompress import tflite
 
 
 def prune(model, fit, sparsities, end_step):
@@ -15,17 +16,17 @@ def prune(model, fit, sparsities, end_step):
 
 def cluster(model, fit, clusters):
     """Clusters each kernel, the zeros kept, and trains the centroids."""
-    fit(model, [tfc.ClusterOnSchedule(tfc.clustering.KMeans(clusters=clusters)), tfc.Preserve()])
+    fit(model, [tfc.ClusterOnSchedule(tfc.clustering.KMeans(clusters=clusters))])
     return model
 
 
 def quantize(model, fit, samples):
-    """Trains with fake quantization that keeps zeros and clusters."""
+    """Trains with fake quantization; `quantize_aware` keeps zeros and clusters."""
     model = tfc.quantize_aware(model, samples=samples)
-    fit(model, [tfc.Preserve()])
+    fit(model, [])
     return model
 
 
 def convert(model):
     """Returns the full-integer int8 file."""
-    return tfc.convert(model, scheme="int8")
+    return tflite.convert(model, scheme="int8")
