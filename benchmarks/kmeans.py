@@ -1,6 +1,6 @@
 """Clusters one large kernel by k-means: seconds, memory and error against the optimum.
 
-    python benchmarks/kmeans.py [--weights 25000000] [--clusters 16 256] [--iterations 300 10]
+    python benchmarks/kmeans.py [--weights 25000000] [--clusters 16 256]
 
 The kernel is a mix of normal and Laplace weights. The sum of squared errors (SSE) of
 `tfcompress.clustering.KMeans` and of scikit-learn's `KMeans` is divided by a lower bound of the
@@ -14,9 +14,11 @@ optimum, so that the excess shown is at least the true one:
   programming), W the sum of all W_b and T that of the k - 1 largest, Cauchy's inequality gives
       optimum >= S + W - T - 2 sqrt(S T).
 
-scikit-learn runs with `n_init=1` and at most `--iterations` iterations for each number of clusters;
-where these stop it early, its SSE would still fall and its time would grow. Each run has a process
-of its own; memory is the process's peak above what it held before the kernel was made, kernel
+scikit-learn runs with `n_init=1`; `--init` and `--iterations` (at most) are per number of
+clusters. Where these stop it early, its SSE would still fall and its time would grow; "random"
+saves it the long k-means++ start. Both SSE are computed in float64 from the centroids and indices:
+scikit-learn's own `inertia_` is added up in float32, too coarse for a kernel of this size. Each run
+has a process of its own; memory is its peak above what it held before the kernel was made, kernel
 included, over the kernel's bytes.
 """
 
@@ -25,6 +27,8 @@ import multiprocessing
 import time
 
 import numpy as np
+
+from tfcompress.clustering import Codebook
 
 BINS = 1 << 18
 
@@ -70,37 +74,35 @@ def memory_bytes(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def ours(kernel: np.ndarray, clusters: int, iterations: int):
+def ours(kernel: np.ndarray, clusters: int, init: str, iterations: int):
     from tfcompress.clustering import KMeans
 
-    return KMeans(clusters).fit(kernel)
+    return KMeans(clusters).fit(kernel), None
 
 
-def scikit_learn(kernel: np.ndarray, clusters: int, iterations: int):
+def scikit_learn(kernel: np.ndarray, clusters: int, init: str, iterations: int):
     from sklearn.cluster import KMeans
 
-    return KMeans(clusters, n_init=1, max_iter=iterations, random_state=0).fit(kernel)
+    found = KMeans(clusters, init=init, n_init=1, max_iter=iterations, random_state=0).fit(kernel)
+    return Codebook(found.cluster_centers_, found.labels_), found.n_iter_
 
 
-def measure(method, size: int, clusters: int, iterations: int, connection) -> None:
+def measure(connection, method, size: int, *arguments) -> None:
     """Sends seconds, peak memory over the kernel's bytes, SSE and scikit-learn's iterations."""
-    method(make_kernel(20_000), 2, 2)  # imports and compiles
+    method(make_kernel(20_000), 2, "random", 2)  # imports and compiles
     before = memory_bytes("VmRSS")
     kernel = make_kernel(size)
     begin = time.perf_counter()
-    result = method(kernel, clusters, iterations)
+    codebook, iterations = method(kernel, *arguments)
     seconds = time.perf_counter() - begin
     memory = (memory_bytes("VmHWM") - before) / kernel.nbytes
-    if method is ours:
-        connection.send((seconds, memory, result.sse(kernel), None))
-    else:
-        connection.send((seconds, memory, float(result.inertia_), result.n_iter_))
+    connection.send((seconds, memory, codebook.sse(kernel), iterations))
 
 
-def in_own_process(method, size: int, clusters: int, iterations: int):
+def in_own_process(*arguments):
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(method, size, clusters, iterations, sender))
+    process = context.Process(target=measure, args=(sender, *arguments))
     process.start()
     sender.close()
     result = receiver.recv()
@@ -112,24 +114,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=int, default=25_000_000)
     parser.add_argument("--clusters", type=int, nargs="+", default=[16, 256])
-    parser.add_argument("--iterations", type=int, nargs="+", default=[300, 10])
+    parser.add_argument("--init", nargs="+", default=["k-means++", "random"])
+    parser.add_argument("--iterations", type=int, nargs="+", default=[300, 5])
     options = parser.parse_args()
     print(f"{options.weights:,} weights, {4 * options.weights / 1e6:.0f} MB")
     print(
-        f"{'clusters':>8}  {'method':<30}{'seconds':>9}{'memory':>9}{'excess SSE':>12}{'speed':>8}"
+        f"{'clusters':>8}  {'method':<52}{'seconds':>9}{'memory':>9}{'excess SSE':>13}{'time':>8}"
     )
-    for clusters, iterations in zip(options.clusters, options.iterations, strict=True):
+    settings = zip(options.clusters, options.init, options.iterations, strict=True)
+    for clusters, init, iterations in settings:
         bound, baseline = lower_bound(make_kernel(options.weights), clusters), None
         for method in (ours, scikit_learn):
             seconds, memory, sse, used = in_own_process(
-                method, options.weights, clusters, iterations
+                method, options.weights, clusters, init, iterations
             )
             baseline = baseline or seconds
-            stopped = " (stopped)" if used == iterations else ""
-            name = "tfcompress" if used is None else f"scikit-learn, {used} iterations{stopped}"
+            stopped = ", stopped" if used == iterations else ""
+            name = f"scikit-learn, {init}, {used} iterations{stopped}" if used else "tfcompress"
             print(
-                f"{clusters:>8}  {name:<38}{seconds:>9.2f} s{memory:>7.2f} x"
-                f"{100 * (sse / bound - 1):>10.4f} %{seconds / baseline:>7.0f} x",
+                f"{clusters:>8}  {name:<52}{seconds:>9.2f}{memory:>7.2f} x"
+                f"{100 * (sse / bound - 1):>11.4f} %{seconds / baseline:>6.0f} x",
                 flush=True,
             )
 

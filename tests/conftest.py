@@ -5,8 +5,13 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Two workers share two cores: one thread each keeps the timings of tests steady.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import keras
 import pytest
+
+# The first call of a compiled function takes long, and the machine may be busy.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)
