@@ -121,7 +121,8 @@ def preserve(model: keras.Model) -> None:
     """From now on, each kernel of `model` keeps its zeros and its shared values in any `fit`.
 
     What is kept is read from the weights. Zeros: each weight that is exactly zero, unless all are.
-    Shared values: where at least half of a kernel's weights repeat another's value; or, after
+    Shared values: where at least half of a kernel's weights (a tenth, up to 70,000) repeat
+    another's value; or, after
     BatchNorm folding has scaled the output channels, where they do so within a channel.
 
         sparse = keras.models.load_model("sparse.keras")
@@ -155,7 +156,8 @@ def shared_groups(w: np.ndarray, output_axes: tuple[int, ...]) -> np.ndarray | N
     """
     nonzeros = np.count_nonzero(w)
     groups = value_groups(w)
-    if 0 < groups.max() <= nonzeros / 2:
+    # Up to some size the values of an ordinary trained kernel hardly ever repeat.
+    if 0 < groups.max() <= max(nonzeros / 2, min(0.9 * nonzeros, 65536)):
         return groups
     outputs = [axis % w.ndim for axis in output_axes]
     channels = np.ravel_multi_index(

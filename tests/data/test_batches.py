@@ -4,7 +4,13 @@ import tensorflow as tf
 
 from tfcompress import data
 from tfcompress.data import images as folder_images
-from tfcompress.data.batches import Augment, augmented, steps_per_epoch, training_batches
+from tfcompress.data.batches import (
+    Augment,
+    augmented,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from tfcompress.errors import InputError
 
 from .folders import write_folder
@@ -49,6 +55,15 @@ def test_labels_stay_with_their_images(digits):
     }
     for x, y in collected(training_batches(digits, 64, 1)):
         assert all(label_of[image.tobytes()] == label for image, label in zip(x, y, strict=True))
+
+
+def test_evaluation_shows_all_in_order(digits):
+    batches = collected(evaluation_batches(digits, "validation", 100))
+    expected = list(digits.batches("validation", 100))
+    assert len(batches) == len(expected) == 2
+    for (x, y), (expected_x, expected_y) in zip(batches, expected, strict=True):
+        np.testing.assert_allclose(x, expected_x, rtol=1e-6)
+        np.testing.assert_array_equal(y, expected_y)
 
 
 def test_few_images_make_one_batch(digits):

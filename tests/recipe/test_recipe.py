@@ -56,7 +56,7 @@ def test_design_shape_of_data_and_model():
     assert resolved.model == "a.keras"
     assert resolved.data.source == "npz:b.npz" and resolved.data.validation == 0.2
     wide = recipe.read(SMALL | {"model": {"mobilenet": {"width": 0.25}}})
-    assert wide.model == {"mobilenet": {"width": 0.25}}
+    assert wide.model == "mobilenet:0.25"
 
 
 def test_yaml_reads_scientific_numbers(tmp_path):

@@ -93,6 +93,18 @@ def training_batches(
     )
 
 
+def evaluation_batches(data: Data, split: str, batch_size: int = 512) -> tf.data.Dataset:
+    """Returns the batches (float32 images, int32 labels) of a split, once, in order."""
+    x, y = data.split(split)
+
+    def batch(images, labels):
+        images = (tf.cast(_decode(images, data), tf.float32) - data.mean) * data.scale
+        return tf.ensure_shape(images, (None, *data.shape)), labels
+
+    pairs = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+    return pairs.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
 def _decode(images: Any, data: Data) -> Any:
     if images.dtype != tf.string:
         return images

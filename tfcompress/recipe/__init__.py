@@ -13,6 +13,7 @@ from tfcompress.recipe.keys import (
     Recipe,
     Stage,
     Train,
+    plain,
 )
 from tfcompress.recipe.reading import read
 
@@ -29,5 +30,6 @@ __all__ = [
     "Recipe",
     "Stage",
     "Train",
+    "plain",
     "read",
 ]

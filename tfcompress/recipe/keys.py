@@ -17,9 +17,9 @@ from tfcompress import clustering, data, pruning, schedules
 from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.optimizer import LEARNING_RATE_SCHEDULES, make_optimizer
 from tfcompress.registry import Registry
+from tfcompress.tflite import SCHEMES
 
 QUANTIZE_AWARE_SCHEMES = ("int8",)
-EXPORT_SCHEMES = ("dynamic", "float16", "float32", "int16x8", "int8")
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -255,8 +255,8 @@ class Export(Keys):
     @pydantic.field_validator("scheme")
     @classmethod
     def _known_scheme(cls, word):
-        if word not in EXPORT_SCHEMES:
-            raise unknown("scheme of export", word, EXPORT_SCHEMES)
+        if word not in SCHEMES:
+            raise unknown("scheme of export", word, SCHEMES)
         return word
 
 
@@ -294,7 +294,7 @@ class Recipe(Keys):
     """A whole run: a model, data, stages in their order, the export and its checks."""
 
     name: str = "recipe"
-    model: str | dict[str, dict[str, Any]]
+    model: str
     data: DataKeys
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     stages: list[Stage]
@@ -303,20 +303,21 @@ class Recipe(Keys):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe with every default filled in, as plain values; `read` takes it."""
-        filled = {key: _plain(getattr(self, key)) for key in type(self).model_fields}
-        return filled | {"stages": [{stage.word: _plain(stage)} for stage in self.stages]}
+        filled = {key: plain(getattr(self, key)) for key in type(self).model_fields}
+        return filled | {"stages": [{stage.word: plain(stage)} for stage in self.stages]}
 
     def to_yaml(self) -> str:
         """Returns the same as YAML text."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Returns keys with all their defaults as mappings, lists and numbers."""
     if isinstance(value, pydantic.BaseModel):
-        return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
+        return {key: plain(getattr(value, key)) for key in type(value).model_fields}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _listed(value: Any) -> list[Any]:

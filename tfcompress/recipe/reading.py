@@ -13,6 +13,8 @@ from tfcompress.data import SOURCES
 from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.keys import STAGES, Recipe, Stage
 
+MODEL_FILES = ("h5", "keras", "savedmodel")
+
 
 def read(
     recipe: str | os.PathLike | Mapping[str, Any] | Recipe,
@@ -145,21 +147,19 @@ def _build(values: dict[str, Any]) -> Recipe:
     return _validated(Recipe, values, "the recipe")
 
 
-def _model(model: Mapping[str, Any]) -> Any:
-    """Returns {keras: FILE} as FILE, {name: arguments} as it is."""
+def _model(model: Mapping[str, Any]) -> str:
+    """Returns {keras: FILE} as FILE, {mobilenet: {width: 0.25}} as mobilenet:0.25."""
     if len(model) == 1:
-        ((name, value),) = model.items()
-        if isinstance(value, str) and name in ("keras", "h5", "file"):
+        ((word, value),) = model.items()
+        if isinstance(value, Mapping) and len(value) == 1:
+            (value,) = value.values()
+        if isinstance(value, str) and word in MODEL_FILES:
             return value
-        if isinstance(value, str) and name == "python":
-            return f"python:{value}"
-        if value is None:
-            return str(name)
-        if isinstance(value, Mapping):
-            return {name: dict(value)}
+        if word not in MODEL_FILES:
+            return str(word) if value is None else f"{word}:{value}"
     raise InputError(
         "model of the recipe must be a file, a name, or a mapping with one key: {keras: FILE} or "
-        f"{{name: arguments}}. Received: {dict(model)!r}"
+        f"{{mobilenet: {{width: 0.25}}}}. Received: {dict(model)!r}"
     )
 
 

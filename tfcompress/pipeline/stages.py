@@ -1,0 +1,124 @@
+"""What each stage of a recipe does: to the model's structure, and while it trains.
+
+A new stage is a class in `tfcompress.recipe.keys` and a case in each of the functions below.
+"""
+
+from collections.abc import Sequence
+
+import keras
+
+from tfcompress import schedules, wrappers
+from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
+from tfcompress.data import Data
+from tfcompress.data.batches import steps_per_epoch
+from tfcompress.errors import InputError
+from tfcompress.pipeline.fit import compile_model
+from tfcompress.recipe import Cluster, DataKeys, FitKeys, Prune, QuantizeAware, Stage, Train
+from tfcompress.recipe import FoldBatchNorm as Fold
+from tfcompress.structured import fold_batch_norm
+
+
+def transform(model: keras.Model, stage: Stage, data: Data | None, seed: int) -> keras.Model:
+    """Returns the model with the structure that the stage trains: a new one, or `model` itself.
+
+    Without `data` nothing is calibrated: the structure alone.
+    """
+    match stage:
+        case Fold():
+            return fold_batch_norm(model)
+        case QuantizeAware():
+            samples = data.samples(stage.samples, seed) if data and stage.samples else None
+            return wrappers.quantize_aware(
+                model, scheme=stage.scheme, samples=samples, rules=stage.rules
+            )
+    return model
+
+
+def callbacks(stage: Stage) -> list[keras.callbacks.Callback]:
+    """Returns what acts on the weights while the stage trains."""
+    found: list[keras.callbacks.Callback] = []
+    if isinstance(stage, FitKeys) and stage.preserve:
+        found.append(Preserve())
+    match stage:
+        case Prune():
+            found.append(
+                PruneOnSchedule(
+                    stage.schedule,
+                    score=stage.score,
+                    pattern=stage.pattern,
+                    scope=stage.scope,
+                    rules=stage.rules,
+                    update_every=stage.update_every,
+                )
+            )
+        case Cluster():
+            found.append(
+                ClusterOnSchedule(
+                    stage.method,
+                    begin_step=stage.begin_step,
+                    block=stage.block,
+                    keep_zeros=stage.keep_zeros,
+                    rules=stage.rules,
+                    update_every=stage.update_every,
+                )
+            )
+    return found
+
+
+def skipped(model: keras.Model, stage: Stage, acting: Sequence[object]) -> dict[str, str]:
+    """Returns which kernels or layers the stage has left as they were, and why."""
+    if isinstance(stage, QuantizeAware):
+        return dict(wrappers.skipped(model))
+    return {k: v for callback in acting for k, v in getattr(callback, "skipped", {}).items()}
+
+
+def check(
+    model: keras.Model,
+    stages: Sequence[Stage],
+    data: Data,
+    data_keys: DataKeys,
+    from_logits: bool,
+) -> None:
+    """Refuses what could only go wrong later: each stage meets the model as it will find it.
+
+    Rules that match no kernel, more clusters than weights, steps after the end of training,
+    layers that cannot be quantized. The model keeps its weights.
+    """
+    for index, stage in enumerate(stages):
+        try:
+            model = transform(model, stage, None, seed=0)
+            if isinstance(stage, FitKeys):
+                steps = steps_per_epoch(data, stage.batch_size or data_keys.batch_size)
+                compile_model(model, stage, steps, from_logits)
+                _check_training(model, stage, steps)
+        except InputError as error:
+            raise InputError(f"Stage {index} ({stage.word}): {error}") from error
+
+
+def _check_training(model: keras.Model, stage: FitKeys, steps: int) -> None:
+    total = steps * stage.epochs
+    for callback in callbacks(stage):
+        callback.set_params({"steps": steps, "epochs": stage.epochs})
+        callback.set_model(model)
+        callback.select()
+    if isinstance(stage, Cluster) and stage.begin_step >= total:
+        raise InputError(
+            f"begin_step must come before the last of its {total} training steps. "
+            f"Received: begin_step={stage.begin_step}"
+        )
+    if isinstance(stage, Prune):
+        for schedule in [stage.schedule, *(r["schedule"] for r in stage.rules if "schedule" in r)]:
+            last = schedules.resolve(schedule, total).end_step
+            if last > total:
+                raise InputError(
+                    f"The schedule must end within its {total} training steps. "
+                    f"Received: end_step={last}"
+                )
+
+
+def leading_training(stages: Sequence[Stage]) -> int:
+    """Returns how many stages at the start only train: their result is the baseline."""
+    count = 0
+    while count < len(stages) and isinstance(stages[count], Train):
+        count += 1
+    return count

@@ -1,0 +1,119 @@
+"""What is kept of a run between two processes: variables and progress, in files never half-written.
+
+A run's folder has `stages/NUMBER-NAME/` for each stage: `state.npz`, from which the run goes on,
+and `model.keras`, the stage's result. The model's structure is not read from these: it is built
+again from the recipe, so that any model resumes that the recipe can make.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A stage's state after an epoch.
+
+    fingerprint: of all that led to it. epoch: epochs done. history: lists by name, one number per
+    epoch. model, optimizer: the values of their variables. record: the stage's entry of
+    `report.json` when it is finished, else None.
+    """
+
+    fingerprint: str
+    epoch: int
+    history: dict[str, list[float]]
+    seconds: float
+    model: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    record: dict[str, Any] | None = None
+
+    def write(self, path: pathlib.Path) -> None:
+        arrays = {f"model_{i}": array for i, array in enumerate(self.model)}
+        arrays |= {f"optimizer_{i}": array for i, array in enumerate(self.optimizer)}
+        facts = ("fingerprint", "epoch", "history", "seconds", "record")
+        arrays["facts"] = np.array(json.dumps({name: getattr(self, name) for name in facts}))
+        with written_whole(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    @staticmethod
+    def read(path: pathlib.Path, fingerprint: str) -> "State | None":
+        """Returns the state in `path`; None if there is none, or of another run."""
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                facts = json.loads(str(archive["facts"]))
+                if facts["fingerprint"] != fingerprint:
+                    return None
+                arrays = {key: archive[key] for key in archive.files if key != "facts"}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None  # nothing there, or a disk that failed: the stage begins anew
+        return State(
+            **facts, model=_numbered(arrays, "model"), optimizer=_numbered(arrays, "optimizer")
+        )
+
+
+def _numbered(arrays: dict[str, np.ndarray], part: str) -> list[np.ndarray]:
+    return [arrays[f"{part}_{i}"] for i in range(sum(key.startswith(part) for key in arrays))]
+
+
+def variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns all that decides what the model computes and how it trains on.
+
+    Weights, statistics, ranges, and the states of the random generators of its layers; not the
+    metrics, which start again each epoch.
+    """
+    metrics = {id(variable) for variable in model.metrics_variables}
+    return [variable for variable in model.variables if id(variable) not in metrics]
+
+
+def values(found: Sequence[keras.Variable]) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(variable.value) for variable in found]
+
+
+def assign(found: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
+    for variable, array in zip(found, arrays, strict=True):
+        variable.assign(array)
+
+
+@contextlib.contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[Any]:
+    """Yields a binary file; when the block ends it gets its name, or leaves nothing behind."""
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    finally:
+        pathlib.Path(beside).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the run's folder and holds it; the lock ends with the process, however it ends."""
+    try:
+        (folder / "stages").mkdir(parents=True, exist_ok=True)
+        with open(folder / "stages" / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"Another run is at work in {folder}.") from None
+            for leftover in (folder / "stages").glob("*/.*"):
+                leftover.unlink()  # of a run that was killed while it wrote
+            yield
+    except OSError as error:
+        where = error.filename or folder
+        raise InputError(f"Output {where} cannot be written ({error.strerror}).") from error
