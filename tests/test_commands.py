@@ -9,6 +9,7 @@ from tfcompress import commands
 from tfcompress.errors import InputError
 
 FLAGS = commands.flags("json")
+flags.DEFINE_boolean("keep_names", False, "Keep names.", flag_values=FLAGS)
 flags.DEFINE_integer("runs", 200, "Timed runs.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("xnnpack", "true", ["true", "false"], "Whether to delegate.", flag_values=FLAGS)
 
@@ -64,6 +65,16 @@ def test_errors_become_one_line(error, status, text, capsys):
     assert main([], command) == status
     captured = capsys.readouterr()
     assert text in captured.err and captured.err.count("\n") == 1
+
+
+def test_flags_are_written_with_hyphens(capsys):
+    def command(options, arguments):
+        return commands.Outcome([options.keep_names, *arguments], "done")
+
+    assert main(["--keep-names", "--json", "a-b", "--", "--c-d"], command) == 0
+    assert json.loads(capsys.readouterr().out) == [True, "a-b", "--c-d"]
+    main(["--help"])
+    assert "--keep-names" in capsys.readouterr().out
 
 
 def test_a_failed_check_is_status_1_and_named(capsys):

@@ -11,18 +11,19 @@ print(tfc.audit(flatbuffer))
 
 import os
 
-# Before TensorFlow is imported: its start-up messages are not the user's business.
+from tfcompress.silence import silent_stderr
+
+# TensorFlow's start-up messages are not the user's business; it prints some whatever the level.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with silent_stderr():
+    import keras
 
-import keras
-
-from tfcompress import clustering, pruning, schedules, wrappers
+from tfcompress import clustering, pruning, schedules
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
 from tfcompress.projection import preserve
 from tfcompress.structured import fold_batch_norm
 from tfcompress.tflite import audit, compare, convert, measure_latency
-from tfcompress.wrappers import quantize_aware
 from tfcompress.wrappers import quantize_aware
 
 if keras.backend.backend() != "tensorflow":

@@ -32,12 +32,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Before TensorFlow is imported: its start-up messages are not the user's business.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from absl import flags as absl_flags
 
-from absl import flags as absl_flags  # noqa: E402
-
-from tfcompress.errors import InputError  # noqa: E402
+from tfcompress.errors import InputError
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -106,7 +103,8 @@ def help_text(values: absl_flags.FlagValues, usage: str) -> str:
         flag = values[name]
         if name != flag.name:
             continue
-        form = f"--{name}" if flag.boolean else f"--{name}={_metavar(flag)}"
+        word = name.replace("_", "-")
+        form = f"--{word}" if flag.boolean else f"--{word}={_metavar(flag)}"
         default = "" if flag.boolean or flag.value in (None, []) else f" [{flag.value}]"
         lines.append(f"  {form}\n      {flag.help}{default}")
     lines.append("  --help\n      Show this text.")
@@ -144,10 +142,20 @@ def _parse(
     options = copy.deepcopy(values)
     options.set_gnu_getopt(True)  # flags may follow the arguments
     try:
-        arguments = options(["command", *argv])[1:]
+        arguments = options(["command", *_underscored(argv)])[1:]
     except absl_flags.Error as error:
         raise InputError(f"{_one_line(str(error)).rstrip('.')}. See --help.") from None
     return options, arguments
+
+
+def _underscored(argv: list[str]) -> list[str]:
+    """Returns --keep-names=x as --keep_names=x, up to a "--": absl knows no hyphens in flags."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = [word.partition("=") for word in argv[:end]]
+    return [
+        f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
+        for word, (name, equals, value) in zip(argv, words, strict=False)
+    ] + argv[end:]
 
 
 def _metavar(flag: absl_flags.Flag) -> str:

@@ -18,6 +18,7 @@ from tfcompress import graph
 from tfcompress.data.samples import to_arrays
 from tfcompress.errors import InputError, unknown
 from tfcompress.models import check_finite
+from tfcompress.silence import silent_stderr
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite import interpreter
 from tfcompress.tflite.compare import arrange, compare
@@ -72,8 +73,8 @@ def convert(
     trained = any(name.startswith("FakeQuant") for name in operations)
     if scheme in ("int8", "int16x8") and arrays is None and not trained:
         raise InputError(
-            f"Scheme {scheme} needs samples to take the activations' ranges from, unless the "
-            "model was trained by quantize_aware. Received: samples=None"
+            f"Scheme {scheme} needs samples (a command: --data) to take the activations' ranges "
+            "from, unless the model was trained by quantize_aware. Received: none"
         )
     calibration = None if trained and scheme == "int8" else arrays
     if calibration is not None and scheme.startswith("int") and _LOOPS & operations:
@@ -222,7 +223,7 @@ def _one_sentence(model: keras.Model, scheme: str) -> Iterator[None]:
     level = logging.getLogger("absl").level
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        with interpreter.silent_stderr(log), warnings.catch_warnings():
+        with silent_stderr(log), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
                 yield

@@ -1,15 +1,12 @@
 """Runs a `.tflite` file on the LiteRT interpreter, sample by sample."""
 
-import contextlib
-import os
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfcompress.errors import InputError, require
+from tfcompress.silence import silent_stderr
 from tfcompress.tflite import flatbuffer as fb
 
 Arrays = np.ndarray | Sequence[np.ndarray]
@@ -72,20 +69,6 @@ def noise(engine: Interpreter, n: int, seed: int = 0) -> list[np.ndarray]:
     """
     random = np.random.default_rng(seed)
     return [_random(random, (n, *map(int, d["shape"][1:])), d) for d in engine.get_input_details()]
-
-
-@contextlib.contextmanager
-def silent_stderr(log: str | os.PathLike | None = None) -> Iterator[None]:
-    """Sends what C++ code writes to stderr to the file `log`, or nowhere."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() if log is None else open(log, "ab") as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def _random(random: np.random.Generator, shape: tuple[int, ...], detail: dict) -> np.ndarray:

@@ -1,0 +1,149 @@
+"""python -m tfcompress.export MODEL [flags]: a Keras model becomes a verified .tflite file.
+
+MODEL is a .keras or .h5 file (also those of Keras 2 that Keras 3 refuses), a SavedModel folder,
+python:module:function, or a built-in reference (lenet5, resnet8, mobilenet:0.25, ...).
+
+The file gets its name only after it was run on the LiteRT interpreter, compared with the Keras
+model, and read back. int8 is full integer: int8 in, int8 out, no float tensor. If that is not so,
+no file is written, the operators at fault are named, and the exit status is 1.
+
+Examples:
+  python -m tfcompress.export model.keras --scheme float16
+  python -m tfcompress.export model.keras --scheme int8 --data npz:mnist.npz
+  python -m tfcompress.export resnet8.h5 --data images:cifar10 --standardize none --json
+
+Exit status: 0 done and verified; 1 a check failed; 2 bad input, one line says which.
+"""
+
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from tfcompress import commands, data, models, tflite
+from tfcompress.errors import InputError
+from tfcompress.tflite.interpreter import noise, start
+
+FLAGS = commands.flags("json", "unsafe")
+flags.DEFINE_string(
+    "scheme",
+    "int8",
+    "float32, float16 (weights), dynamic (int8 weights), int8 (full integer) or int16x8 (int16 "
+    "activations, int8 weights).",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "data",
+    None,
+    "Where samples come from: digits, npz:FILE, images:FOLDER, keras:NAME or "
+    "python:module:function. int8 and int16x8 need them, unless the model was trained by "
+    "quantize_aware; every scheme is compared on them.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "samples", 200, "How many training images are used.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "standardize",
+    "unit",
+    "What the model's inputs are: unit (0..1), standard (mean 0, deviation 1) or none (as stored).",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "output",
+    None,
+    "The file to write. Without it: the model's name with .tflite, in tflite_exports/ if there is "
+    "such a folder, else here.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
+    "keep_names", False, "Leave the names of inner tensors in the file.", flag_values=FLAGS
+)
+
+
+def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
+    """Converts, verifies and writes one model."""
+    if len(arguments) != 1:
+        raise InputError(f"export takes one MODEL. Received: {' '.join(arguments) or 'none'}")
+    if options.scheme not in tflite.SCHEMES:
+        tflite.convert(None, options.scheme)  # says which scheme is meant
+    source = data.load(options.data, standardize=options.standardize) if options.data else None
+    model = models.load(
+        arguments[0],
+        unsafe=options.unsafe,
+        data_shape=source.shape if source else None,
+        classes=source.classes if source else None,
+    )
+    samples = source.samples(options.samples) if source else None
+    content = tflite.convert(model, options.scheme, samples, keep_names=options.keep_names)
+    audit = tflite.audit(content)
+    compared = noise(start(content), 64) if samples is None else samples
+    comparison = tflite.compare(model, content, compared)
+
+    problems = _problems(audit, options.scheme)
+    path = pathlib.Path(options.output) if options.output else default_output(arguments[0])
+    if not problems:
+        commands.write(path, content)
+    result = {
+        "path": None if problems else str(path),
+        "scheme": options.scheme,
+        **{key: value for key, value in audit.to_dict().items() if key in _AUDITED},
+        "max_abs_error": comparison.max_abs_error,
+        "agreement": comparison.agreement,
+    }
+    text = (
+        f"{audit}\n\nAgainst Keras on {len(compared[0] if samples is None else samples)} "
+        f"{'random inputs' if samples is None else 'samples'}: largest error "
+        f"{comparison.max_abs_error:.3g}, same prediction {comparison.agreement:.1%}\n"
+        f"{'Not written.' if problems else f'Written: {path}'}"
+    )
+    return commands.Outcome(result, text, problems)
+
+
+_AUDITED = (
+    "size_bytes",
+    "deflated_bytes",
+    "inputs",
+    "outputs",
+    "operators",
+    "tensors",
+    "float_operators",
+    "delegated_operators",
+)
+
+
+def default_output(spec: str) -> pathlib.Path:
+    """Returns where the file goes without --output, from the model's word."""
+    last = spec.rstrip("/").split(":")[-1] if spec.startswith("python:") else spec
+    name = pathlib.Path(last).stem if pathlib.Path(last).exists() else last
+    name = re.sub(r"[^\w.-]", "_", name)
+    folder = pathlib.Path("tflite_exports")
+    return (folder if folder.is_dir() else pathlib.Path()) / f"{name}.tflite"
+
+
+def _problems(audit: tflite.Audit, scheme: str) -> list[str]:
+    if scheme not in ("int8", "int16x8"):
+        return []
+    if not audit.full_integer:
+        names = audit.float_operators
+        counts = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
+        return [f"the file is not full integer. Float operators: {', '.join(counts)}"]
+    wanted = "int8" if scheme == "int8" else "int16"
+    return [
+        f"{tensor['name']} must be {wanted}, but is {tensor['dtype']}"
+        for tensor in (*audit.inputs, *audit.outputs)
+        # Integers without a scale are indices, in and out.
+        if tensor["scale"] and tensor["dtype"] != wanted
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """Runs the command on `argv` (without the program's name); returns the exit status."""
+    return commands.run(export, argv, FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
