@@ -100,6 +100,8 @@ RECORD = {
             "p10_ms": 0.019,
             "p90_ms": 0.03,
             "ratio_to_first": 1.0,
+            "ratio_p10": 0.9,
+            "ratio_p90": 1.125,
             "threads": 1,
             "runs": 200,
             "xnnpack": True,

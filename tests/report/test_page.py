@@ -60,6 +60,7 @@ def test_the_page_holds_every_table_of_the_record(record, weights):
     assert page.tables["tensors"][1] == kernel
     assert page.tables["tensors"][2][4:] == ["–", "–", "–", "40"]
     assert page.tables["latency"][1][:2] == ["baseline.tflite", "0.02 ms"]
+    assert page.tables["latency"][1][4:6] == ["1", "0.9 to 1.125"]
     assert page.tables["latency"][2][:2] == ["model.tflite", "–"]
     deflated = record["stages"][1]["measures"]["kernels"][0]["storage"]["deflated_bytes"]
     assert page.tables["kernels"][1][7] == f"{deflated:,}"

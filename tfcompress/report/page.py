@@ -159,6 +159,7 @@ def _latency(reading: Mapping[str, Any]) -> dict[str, Any]:
         "file": pathlib.PurePath(str(reading.get("path") or tables.MISSING)).name,
         "times": [tables.milliseconds(reading.get(key)) for key in times],
         "ratio": tables.plain(reading.get("ratio_to_first")),
+        "spread": " to ".join(tables.plain(reading.get(f"ratio_{end}")) for end in ("p10", "p90")),
         "how": [tables.plain(reading.get(key)) for key in ("threads", "runs", "xnnpack")],
         "arena": tables.count(reading.get("arena_bytes")),
         "operators": _embed(plots.operator_times(reading)),
