@@ -218,9 +218,7 @@ def table(results):
 def _cell(seconds, name):
     if name not in seconds:
         return "-"
-    ratios = [
-        ours / plain for ours, plain in zip(seconds[name], seconds["plain"], strict=True)
-    ]
+    ratios = [ours / plain for ours, plain in zip(seconds[name], seconds["plain"], strict=True)]
     milliseconds = f"{1000 * statistics.median(seconds[name]):.2f} ms"
     if name == "plain" or len(ratios) < 2:
         return f"{milliseconds} {statistics.median(ratios):.3f}x"
