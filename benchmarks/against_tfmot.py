@@ -2,11 +2,12 @@
 
     python benchmarks/against_tfmot.py --data mnist.npz
 
-Both start from the same trained weights and take the same stages (prune, cluster, quantization-aware
-training, int8 .tflite) with the same data, batches, epochs, sparsities and seeds; clusters and the
-learning rates that train them are each side's own (`--same`: tfmot's for both). Each works in a process of its own, tfmot on `tf_keras`; the two take turns epoch by
-epoch, so that both are timed under the same load, and never run at the same time. An epoch's time
-leaves out its first steps, in which graphs are traced and compiled.
+Both start from the same trained weights and take the same stages (prune, cluster,
+quantization-aware training, int8 .tflite) with the same data, batches, epochs, sparsities and
+seeds. Clusters and the learning rates that train them are each side's own (`--same`: tfmot's for
+both). Each works in a process of its own, tfmot on `tf_keras`; the two take turns epoch by epoch,
+so that both are timed under the same load, and never run at the same time. An epoch's time leaves
+out its first steps, in which graphs are traced and compiled.
 """
 
 import argparse

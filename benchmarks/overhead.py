@@ -2,11 +2,11 @@
 
     python benchmarks/overhead.py
 
-Every variant is a real `model.fit` with its real callbacks, Adam, and the same batches, in a thread
-of its own; one thread runs at a time. They run in rounds: in a round each variant, in random order,
-trains 100 steps, so that the mask update that is due every 100 steps is in each measurement. Tracing,
-compilation and the first steps are left out. Reported is the median over the rounds of the ratio to
-plain `fit` in the same round, with the quartiles, so that it holds on a machine with neighbours.
+Every variant is a real `model.fit` with its real callbacks, Adam, and the same batches, in a
+thread of its own; one thread runs at a time. They run in rounds: in a round each variant, in random
+order, trains 100 steps, so that the mask update that is due every 100 steps is in each measurement.
+Tracing, compilation and the first steps are left out. Reported is the median over the rounds of the
+ratio to plain `fit` in the same round, with the quartiles: it holds on a machine with neighbours.
 
 `--tfmot` times TensorFlow Model Optimization the same way, in a process of its own after
 tfcompress's, against its own plain `fit` of `tf_keras`.
@@ -141,7 +141,7 @@ class PacedFit:
 
 
 def data(network):
-    """Batches of noise and labels, cached in memory: their values do not change what a step costs."""
+    """Batches of noise and labels, cached: their values do not change what a step costs."""
     import tensorflow as tf
 
     _, shape, batch = NETWORKS[network]
