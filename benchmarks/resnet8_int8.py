@@ -33,12 +33,12 @@ def main(arguments=None):
     audit = tfc.audit(content)
     in_float = 100 * np.mean(model.predict(x, batch_size=256, verbose=0).argmax(-1) == y)
     in_int8 = 100 * np.mean(tflite.run_integers(content, x).argmax(-1) == y)
-    by_name = 100 * tflite.compare(model, content, x[:1000]).agreement
+    same = 100 * tflite.compare(model, content, x[:1000]).agreement
     print(audit)
     print(f"\n{len(y):,} test images, ranges from {len(samples)} training images")
     print(f"float     {in_float:.2f} %")
     print(f"int8      {in_int8:.2f} %  ({in_float - in_int8:+.2f} points lost, limit 0.3)")
-    print(f"the same prediction on the first 1,000: {by_name:.1f} %")
+    print(f"the same prediction on the first 1,000: {same:.1f} %")
     print(f"bytes     {len(content):,}  (limit {LARGEST:,})")
     passed = (
         in_float - in_int8 <= MOST_POINTS_LOST and len(content) <= LARGEST and audit.full_integer

@@ -18,6 +18,7 @@ Exit status: 0 done and verified; 1 a check failed; 2 bad input, one line says w
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,9 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
         classes=source.classes if source else None,
     )
     samples = source.samples(options.samples) if source else None
-    content = tflite.convert(model, options.scheme, samples, keep_names=options.keep_names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the file falls short of is said below
+        content = tflite.convert(model, options.scheme, samples, keep_names=options.keep_names)
     audit = tflite.audit(content)
     compared = noise(start(content), 64) if samples is None else samples
     comparison = tflite.compare(model, content, compared)

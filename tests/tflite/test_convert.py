@@ -186,6 +186,18 @@ def test_a_model_that_needs_more_than_litert_has_is_one_sentence(capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_layer_without_integer_kernel_stays_float_with_a_warning():
+    class Rounded(layers.Layer):
+        def call(self, x):
+            return tf.round(x)
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3), Rounded()])
+    with pytest.warns(UserWarning, match="not full integer.*ROUND"):
+        content = tflite.convert(model, "int8", IMAGES)
+    assert "ROUND" in tflite.audit(content).float_operators
+    assert "CONV_2D" not in tflite.audit(content).float_operators
+
+
 def test_an_unbuilt_model_is_refused():
     with pytest.raises(InputError, match="must be built"):
         tflite.convert(Subclassed(), "float32")

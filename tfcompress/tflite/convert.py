@@ -21,6 +21,7 @@ from tfcompress.models import check_finite
 from tfcompress.silence import silent_stderr
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite import interpreter
+from tfcompress.tflite.audit import audit
 from tfcompress.tflite.compare import arrange, compare
 from tfcompress.tflite.slim import slim
 
@@ -56,7 +57,8 @@ def convert(
             another shape; a model that the converter refuses (its log is named in the message);
             a file whose outputs are not finite or have nothing to do with the model's.
 
-    A layer without an integer kernel is left float with a warning; `audit` names it.
+    A layer without an integer kernel is left float; a warning names its operators, as does
+    `audit`.
 
         flatbuffer = tfc.convert(model, scheme="int8", samples=x_train[:200])
     """
@@ -85,6 +87,12 @@ def convert(
     content = _convert(model, function, scheme, calibration)
     content = slim(_name_outputs(content, inference), keep_names)
     _verify(model, content, scheme, arrays)
+    if scheme in ("int8", "int16x8") and not (found := audit(content)).full_integer:
+        warnings.warn(
+            f"Model '{model.name}' as {scheme} is not full integer. Float operators: "
+            f"{', '.join(dict.fromkeys(found.float_operators))}",
+            stacklevel=2,
+        )
     return content
 
 
