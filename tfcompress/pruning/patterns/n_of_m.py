@@ -58,7 +58,7 @@ class NOfM:
             constant_values=-np.inf,
         ).reshape(before, -1, self.m, after)
         loses = ~self._largest(groups) & np.isfinite(groups)
-        losses: np.ndarray = np.sum(groups, axis=2, where=loses, dtype=np.float64)
+        losses = np.where(loses, groups, 0).sum(axis=2, dtype=np.float64)
         # Groups too short to lose anything obey already and are not counted.
         candidates = loses.any(axis=2)
         share = min(sparsity / self.max_sparsity, 1.0)
