@@ -70,10 +70,10 @@ def finish(
     What is reported is read back: weights from model.keras, types and zeros from model.tflite,
     accuracy from what the interpreter puts out.
     """
+    say("export")
     beside = folder / "stages" / "files"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    say("export")
     samples = data.samples(resolved.export.samples, resolved.seed)
     model.save(beside / "model.keras")
     model.load_weights(beside / "model.keras")

@@ -110,10 +110,13 @@ class Resume(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs: Any = None):
         numbers = {key: float(value) for key, value in (logs or {}).items()}
-        if not np.isfinite(numbers["loss"]):
+        found = values(variables(self.model))
+        finite = all(np.isfinite(array).all() for array in found if array.dtype.kind == "f")
+        if not finite or not np.isfinite(numbers["loss"]):
             raise InputError(
                 f"Training in stage '{self._name}' diverged in epoch {epoch + 1}: a lower "
                 f"learning_rate or global_clipnorm helps. Received: loss={numbers['loss']}"
+                f"{'' if finite else ' and weights that are not finite'}"
             )
         numbers["step"] = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations.value))
         seconds = time.perf_counter() - self._started
@@ -122,7 +125,7 @@ class Resume(keras.callbacks.Callback):
             epoch=epoch + 1,
             history={k: [*self.state.history.get(k, []), v] for k, v in numbers.items()},
             seconds=self.state.seconds + seconds,
-            model=values(variables(self.model)),
+            model=found,
             optimizer=values(self.model.optimizer.variables),
         )
         self.state.write(self._path)
