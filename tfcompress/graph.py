@@ -46,7 +46,7 @@ def flatten(model: keras.Model) -> tuple[keras.Model, dict[str, keras.layers.Lay
     """
     copies = _Copies()
     inputs = _new_inputs(model)
-    outputs = _inline(model, inputs, copies, prefix="", training=None)
+    outputs = _inline(model, inputs, copies, prefix="")
     flat = keras.Model(inputs, outputs, name=model.name)
     copies.load_weights()
     return flat, {copies.of(layer).name: layer for layer in copies.layers()}
@@ -193,7 +193,7 @@ class _Copies:
         return candidate
 
 
-def _inline(model: Any, inputs: Any, copies: _Copies, prefix: str, training: bool | None) -> Any:
+def _inline(model: Any, inputs: Any, copies: _Copies, prefix: str) -> Any:
     """Returns the outputs of `model` on `inputs`, calling copies of its layers."""
     model = _as_graph(model)
     values = _values(model, inputs)
@@ -201,13 +201,10 @@ def _inline(model: Any, inputs: Any, copies: _Copies, prefix: str, training: boo
         args, kwargs = _fill_in(node, values)
         operation = node.operation
         if isinstance(operation, keras.Model):
-            # A nested model called with training=False (a frozen backbone) passes that on.
-            inner = kwargs.get("training", training)
+            # Its `training` argument needs no care: in `fit` Keras overrides it.
             path = f"{prefix}_{operation.name}".lstrip("_")
-            outputs = _inline(operation, args[0] if args else kwargs, copies, path, inner)
+            outputs = _inline(operation, args[0] if args else kwargs, copies, path)
         else:
-            if training is not None and getattr(operation, "_call_has_training_arg", False):
-                kwargs.setdefault("training", training)
             outputs = copies.of(operation, prefix)(*args, **kwargs)
         _record(node, outputs, values)
     return _outputs(model, values)
@@ -238,10 +235,7 @@ def _trace(model: keras.Model) -> keras.Model:
         return keras.Model(inputs, outputs, name=model.name)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise InputError(
-            f"{type(model).__name__} '{model.name}' must be a functional or Sequential model, or "
-            f"one whose `call` runs on symbolic tensors, which fails: {reason}"
-        ) from error
+        raise _no_graph(model, reason) from error
     finally:
         for layer, inbound, outbound in before:
             del layer._inbound_nodes[inbound:]
@@ -254,9 +248,11 @@ def _new_inputs(model: keras.Model) -> Any:
         model = model._functional
     if hasattr(model, "_inputs_struct"):
         return keras.tree.map_structure(_like, _unpacked(model._inputs_struct))
-    shape = (model.get_build_config() or {}).get("input_shape") if model.built else None
-    if shape is None:
+    if not model.built:
         raise _unbuilt(model)
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if shape is None:
+        raise _no_graph(model, "Keras could not record the shape of its inputs")
     dtype = model.input_dtype if keras.backend.is_float_dtype(model.input_dtype) else None
     return keras.tree.map_shape_structure(
         lambda s: keras.Input(batch_shape=(None, *s[1:]), dtype=dtype), shape
@@ -273,6 +269,13 @@ def _unpacked(structure: Any) -> Any:
     if isinstance(structure, list | tuple) and len(structure) == 1:
         return structure[0]
     return structure
+
+
+def _no_graph(model: keras.Model, reason: str) -> InputError:
+    return InputError(
+        f"{type(model).__name__} '{model.name}' must be a functional or Sequential model, or one "
+        f"with one input whose `call` runs on symbolic tensors: {reason}"
+    )
 
 
 def _unbuilt(model: keras.Model) -> InputError:

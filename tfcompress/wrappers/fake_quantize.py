@@ -6,7 +6,6 @@ import keras
 import tensorflow as tf
 
 from tfcompress.errors import InputError
-from tfcompress.quantization import activation_grid
 
 # The narrowest range that is followed: a tensor of zeros still gets a grid.
 _NARROWEST = 1e-6
@@ -16,8 +15,8 @@ _NARROWEST = 1e-6
 class FakeQuantize(keras.layers.Layer):
     """Rounds a tensor to the 256 values of an int8 grid, with straight-through gradient.
 
-    Returns the rounded tensor and its grid `(scale, zero_point)`, float32 of shape (2,), from which
-    the layers that follow learn in what steps their inputs come.
+    Returns the rounded tensor and its range `(low, high)`, float32 of shape (2,), from which the
+    layers that follow learn in what steps their inputs come.
 
     While training, the range follows the batches' extremes by an exponential moving average; the
     first batch, or `calibrate`, gives its start. It always contains 0. At inference, and when the
@@ -30,11 +29,14 @@ class FakeQuantize(keras.layers.Layer):
             out: rounded to multiples of 1/256 they would give the loss log(0) and no gradient.
         momentum: weight of the old range in the moving average, in [0, 1).
 
+    Call arguments: the tensor; and, of a tensor that comes from a layer with a kernel, the steps of
+    its integer sums, (channels,): at inference they are rounded as the integer kernel rounds them.
+
     (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 3.1)
 
     >>> quantizer = FakeQuantize()
-    >>> y, grid = quantizer(keras.ops.convert_to_tensor([[0.0, 0.3, 2.55]]), training=True)
+    >>> y, bounds = quantizer(keras.ops.convert_to_tensor([[0.0, 0.3, 2.55]]), training=True)
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class FakeQuantize(keras.layers.Layer):
         self.momentum = momentum
         self.observing = False
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, inputs_shape: Any, sums_shape: Any = None) -> None:
         if self.bounds is None:
             # The point 0 stands for "no range yet". Replicas average what they saw.
             self.range = self.add_weight(
@@ -65,7 +67,7 @@ class FakeQuantize(keras.layers.Layer):
                 aggregation="mean",
             )
 
-    def call(self, inputs: Any, training: bool | None = None) -> tuple[Any, Any]:
+    def call(self, inputs: Any, sums: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         x = tf.cast(inputs, tf.float32)
         if self.bounds is not None:
             low, high = tf.constant(self.bounds[0]), tf.constant(self.bounds[1])
@@ -78,10 +80,12 @@ class FakeQuantize(keras.layers.Layer):
             y = _round_to_grid(x, low, high)
         else:
             low, high = tf.unstack(tf.convert_to_tensor(self.range))
-            y = tf.cond(low < high, lambda: _round_to_grid(x, low, high), lambda: x)
-        return (inputs if y is x else tf.cast(y, inputs.dtype)), _grid(low, high)
+            round_ = _round_to_grid if sums is None else _round_sums
+            given = (x, low, high) if sums is None else (x, low, high, sums)
+            y = tf.cond(low < high, lambda: round_(*given), lambda: x)
+        return (inputs if y is x else tf.cast(y, inputs.dtype)), tf.stack([low, high])
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> tuple[Any, Any]:
+    def compute_output_spec(self, inputs: Any, sums: Any = None, training: Any = None) -> Any:
         return keras.KerasTensor(inputs.shape, inputs.dtype), keras.KerasTensor((2,), "float32")
 
     def exported(self) -> keras.layers.Layer:
@@ -94,7 +98,7 @@ class FakeQuantize(keras.layers.Layer):
                     f"Quantizer '{self.name}' must have a range before the model is converted: "
                     "give quantize_aware samples, or train the model for at least one step."
                 )
-            bounds = activation_grid(low, high).bounds()
+            bounds = (low, high)
         return _ConstantRange(bounds, name=self.name)
 
     def get_config(self) -> dict[str, Any]:
@@ -127,23 +131,25 @@ class FakeQuantize(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class OnGrid(keras.layers.Layer):
-    """Rounds a tensor to a grid that is given: `call(x, grid)`.
+    """Rounds a tensor to the grid of a range that is given: `call(x, bounds)`.
 
     For layers whose integer output must have their input's scale but whose arithmetic leaves the
-    grid, as the mean of an average pooling does.
+    grid, as the mean of an average pooling does. Halves, which are frequent in means of few codes,
+    are rounded as TFLite's kernels do: code -0.5 becomes -1, code 0.5 becomes 1.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(autocast=False, **(kwargs | {"dtype": "float32"}))
         self._convert_input_args = False
 
-    def build(self, x_shape: Any, grid_shape: Any = None) -> None:
+    def build(self, x_shape: Any, bounds_shape: Any = None) -> None:
         pass
 
-    def call(self, x: Any, grid: Any) -> Any:
-        return _rounded(x, grid[0])
+    def call(self, x: Any, bounds: Any) -> Any:
+        scale, zero_point = _grid(bounds[0], bounds[1])
+        return _to_nearest_code(x, scale, zero_point)
 
-    def compute_output_spec(self, x: Any, grid: Any) -> Any:
+    def compute_output_spec(self, x: Any, bounds: Any) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)
 
     def exported(self) -> keras.layers.Layer:
@@ -165,9 +171,28 @@ class _ConstantRange(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 
-def _grid(low: Any, high: Any) -> Any:
-    scale = (high - low) / 255.0
-    return tf.stack([scale, tf.round(-128.0 - tf.math.divide_no_nan(low, scale))])
+def step(low: Any, high: Any) -> Any:
+    """Returns the distance of two codes, float64, as the converter computes it from a range."""
+    return (tf.cast(high, tf.float64) - tf.cast(low, tf.float64)) / 255.0
+
+
+def _grid(low: Any, high: Any) -> tuple[Any, Any]:
+    scale = step(low, high)
+    zero_point = tf.round(-128.0 - tf.math.divide_no_nan(tf.cast(low, tf.float64), scale))
+    return tf.cast(scale, tf.float32), tf.cast(zero_point, tf.float32)
+
+
+def _round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
+    """Rounds sums of products as XNNPACK does, to the last bit.
+
+    The float `x` tells the integer sum exactly; the kernel multiplies that by one float32 factor
+    and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is rounded itself.
+    """
+    scale, zero_point = _grid(low, high)
+    integers = tf.round(tf.math.divide_no_nan(x, sums))
+    codes = tf.where(sums > 0.0, integers * (sums / scale), x / scale)
+    codes = tf.clip_by_value(tf.round(codes), -128.0 - zero_point, 127.0 - zero_point)
+    return codes * scale
 
 
 @tf.custom_gradient
@@ -183,7 +208,10 @@ def _round_to_grid(x: Any, low: Any, high: Any) -> Any:
 
 
 @tf.custom_gradient
-def _rounded(x: Any, scale: Any) -> Any:
+def _to_nearest_code(x: Any, scale: Any, zero_point: Any) -> Any:
     wide = tf.cast(x, tf.float32)
-    y = tf.where(scale > 0.0, tf.round(tf.math.divide_no_nan(wide, scale)) * scale, wide)
-    return tf.cast(y, x.dtype), lambda upstream: (upstream, None)
+    code = tf.math.divide_no_nan(wide, scale) + zero_point
+    # A half may be a float error below it; no mean of less than 1,000 codes is as close to it.
+    code = tf.sign(code) * tf.floor(tf.abs(code) + 0.5005)
+    y = tf.where(scale > 0.0, (code - zero_point) * scale, wide)
+    return tf.cast(y, x.dtype), lambda upstream: (upstream, None, None)

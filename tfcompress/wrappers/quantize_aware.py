@@ -60,6 +60,11 @@ def quantize_aware(
         raise unknown("scheme of quantize_aware", scheme, ["int8"])
     settings = _settings(model, rules)
     _check_weights(model)
+    require(
+        not any(isinstance(layer, FakeQuantize) for layer in model._flatten_layers()),
+        f"Model '{model.name}'",
+        "is quantization-aware already: make the float model so, or train this one on",
+    )
     flat, origins = graph.flatten(model)
     by_name = {
         name: settings[id(layer)] for name, layer in origins.items() if id(layer) in settings
@@ -144,6 +149,7 @@ class _Insertion:
         self._settings = settings
         self._rounded: dict[int, Any] = {}  # id of a tensor -> the tensor rounded
         self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
+        self._sums: dict[int, Any] = {}  # id of a tensor -> the steps of its integer sums
         self._open: set[int] = set()
         self._nonnegative: set[int] = set()
         self._wrappers: dict[int, Any] = {}
@@ -162,7 +168,8 @@ class _Insertion:
         else:
             args, kwargs = self._map(args, kwargs)
         if how is Way.KERNEL:
-            y = self._wrapper(node.operation, copy)(args[0], grid=self._grids[id(args[0])])
+            y, sums = self._wrapper(node.operation, copy)(args[0], self._grids[id(args[0])])
+            self._sums[id(y)] = sums
         else:
             y = copy(*args, **kwargs)
         return self._output(node, how, args[0], y)
@@ -179,6 +186,8 @@ class _Insertion:
         if how in (Way.AVERAGE, Way.MOVE) or (how is Way.SELECT and grid is not None):
             self._grids[id(y)] = grid
             return y
+        if how in (Way.RELU, Way.SELECT) and id(x) in self._sums:
+            self._sums[id(y)] = self._sums[id(x)]
         is_relu = how is Way.RELU or _activation(node.operation) in ("relu", "relu6")
         if is_relu or (how is Way.SELECT and id(x) in self._nonnegative):
             self._nonnegative.add(id(y))
@@ -209,7 +218,7 @@ class _Insertion:
 
     def _round(self, y: Any, node: Any, **options: Any) -> Any:
         name = self._name(f"{node.operation.name}_range")
-        rounded, grid = FakeQuantize(name=name, **options)(y)
+        rounded, grid = FakeQuantize(name=name, **options)(y, self._sums.get(id(y)))
         self._grids[id(rounded)] = grid
         return rounded
 
@@ -237,8 +246,9 @@ class _Insertion:
         return all(id(x) in self._open for x in keras.tree.flatten(args))
 
     def _passed_on(self, x: Any, y: Any) -> Any:
-        if id(x) in self._grids:
-            self._grids[id(y)] = self._grids[id(x)]
+        for known in (self._grids, self._sums):
+            if id(x) in known:
+                known[id(y)] = known[id(x)]
         for group in (self._open, self._nonnegative):
             if id(x) in group:
                 group.add(id(y))

@@ -1,5 +1,6 @@
 """One wrapper for any layer with a kernel: it computes with weights that int8 can hold."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfcompress import graph
 from tfcompress.quantization import snap
+from tfcompress.wrappers.fake_quantize import step
 
 # Layers whose kernel TFLite holds in int8: its variable, and the axes of its output channels.
 _LAYERS = keras.layers
@@ -37,7 +39,8 @@ class QuantizedLayer(keras.layers.Wrapper):
         layer: one of `KERNELS`.
         per_channel: one scale per output channel, or one for the kernel.
 
-    Call arguments: the inputs, and the grid that their `FakeQuantize` returned with them.
+    Call arguments: the inputs, and the range that their `FakeQuantize` returned with them.
+    Returns the outputs and, per output channel, the steps of the integer sums that they stand for.
     """
 
     def __init__(self, layer: keras.layers.Layer, per_channel: bool = True, **kwargs: Any):
@@ -47,18 +50,19 @@ class QuantizedLayer(keras.layers.Wrapper):
         self._convert_input_args = False
         self.per_channel = per_channel
 
-    def build(self, x_shape: Any, grid_shape: Any = None) -> None:
+    def build(self, x_shape: Any, bounds_shape: Any = None) -> None:
         super().build(x_shape)
 
-    def call(self, x: Any, grid: Any = None) -> Any:
+    def call(self, x: Any, bounds: Any) -> tuple[Any, Any]:
         kernel, axes = self._kernel()
         rounded, scale = _round_kernel(kernel.value, axes)
         mapping = {id(v): (v, v.value) for v in self.layer.variables}
         mapping[id(kernel)] = (kernel, rounded)
+        channels = self._channels()
+        scale = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
         bias = getattr(self.layer, "bias", None)
-        if bias is not None and grid is not None:
-            scale = tf.ones_like(bias.value) * tf.reshape(scale, [-1])
-            mapping[id(bias)] = (bias, _round_bias(bias.value, scale * grid[0]))
+        if bias is not None:
+            mapping[id(bias)] = (bias, _round_bias(bias.value, scale, step(bounds[0], bounds[1])))
         with keras.StatelessScope(list(mapping.values()), collect_losses=True) as scope:
             given = {key: scope.get_current_value(v) for key, (v, _) in mapping.items()}
             outputs = self.layer(x)
@@ -68,10 +72,13 @@ class QuantizedLayer(keras.layers.Wrapper):
                 variable.assign(value)
         for loss in scope.losses:
             self.add_loss(loss)
-        return outputs
+        # PReLU multiplies but sums nothing up: no steps.
+        is_sum = bool(_place(self.layer)[1])
+        return outputs, tf.cast(step(bounds[0], bounds[1]), tf.float32) * scale * float(is_sum)
 
-    def compute_output_spec(self, x: Any, grid: Any = None) -> Any:
-        return self.layer.compute_output_spec(x)
+    def compute_output_spec(self, x: Any, bounds: Any) -> tuple[Any, Any]:
+        sums = keras.KerasTensor((self._channels(),), "float32")
+        return self.layer.compute_output_spec(x), sums
 
     def exported(self) -> keras.layers.Layer:
         """Returns the plain layer with its kernel on the grid: the converter finds the scales."""
@@ -89,6 +96,11 @@ class QuantizedLayer(keras.layers.Wrapper):
     def _kernel(self) -> tuple[keras.Variable, tuple[int, ...]]:
         name, axes = _place(self.layer)
         return getattr(self.layer, name), axes if self.per_channel else ()
+
+    def _channels(self) -> int:
+        name, axes = _place(self.layer)
+        shape = getattr(self.layer, name).shape
+        return math.prod(shape[axis] for axis in axes)
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -164,16 +176,22 @@ def _built_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
 def _round_kernel(kernel: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     """Returns the kernel on its symmetric grid of 255 values, and the scale(s), broadcastable."""
     reduced = [axis for axis in range(len(kernel.shape)) if axis not in axes]
-    scale = tf.stop_gradient(tf.reduce_max(tf.abs(kernel), reduced, keepdims=True)) / 127.0
-    return _round_straight_through(kernel, scale), scale
-
-
-def _round_bias(bias: Any, scale: Any) -> Any:
-    # A channel of zeros has scale 0, as an input has before calibration: its bias stays as it is.
-    return tf.where(scale > 0.0, _round_straight_through(bias, tf.stop_gradient(scale)), bias)
+    scale = tf.reduce_max(tf.abs(kernel), reduced, keepdims=True) / 127.0
+    return _round_straight_through(kernel, scale), tf.stop_gradient(scale)
 
 
 @tf.custom_gradient
-def _round_straight_through(x: Any, scale: Any) -> Any:
-    y = tf.round(tf.math.divide_no_nan(x, scale)) * scale
+def _round_straight_through(kernel: Any, scale: Any) -> Any:
+    # A channel of zeros has scale 0.
+    y = tf.round(tf.math.divide_no_nan(kernel, scale)) * scale
     return y, lambda upstream: (upstream, None)
+
+
+@tf.custom_gradient
+def _round_bias(bias: Any, scale: Any, input_step: Any) -> Any:
+    # In float64, as the converter: a code of the bias may have more digits than a float32.
+    steps = input_step * tf.cast(scale, tf.float64)
+    wide = tf.cast(bias, tf.float64)
+    # A channel of zeros has no step, and no input has one before calibration: the bias stays.
+    y = tf.where(steps > 0.0, tf.round(tf.math.divide_no_nan(wide, steps)) * steps, wide)
+    return tf.cast(y, bias.dtype), lambda upstream: (upstream, None, None)

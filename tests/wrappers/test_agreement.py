@@ -1,0 +1,146 @@
+"""The Keras model computes what its int8 file computes, code by code."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tests.wrappers.conftest import data, functional
+from tfcompress import tflite
+from tfcompress.tflite.interpreter import start
+
+layers = keras.layers
+
+
+def residual_network(x):
+    """Convolution, BatchNorm, separate activations, a sum, average pooling, softmax."""
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x)))
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(x))
+    x = layers.Activation("relu")(layers.Add()([x, y]))
+    x = layers.Flatten()(layers.AveragePooling2D(4)(x))
+    return layers.Dense(5, activation="softmax")(layers.Dropout(0.5)(x))
+
+
+def mobile_network(x):
+    """Depthwise and separable convolution, ReLU6, squeeze and excitation, global pooling."""
+    x = layers.ZeroPadding2D(1)(x)
+    x = layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2)(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.SeparableConv2D(6, 3, padding="same", activation="relu")(x)
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(6, 1, activation="sigmoid")(gate)
+    return layers.Dense(4)(layers.GlobalAveragePooling2D()(layers.Multiply()([x, gate])))
+
+
+def decoder(x):
+    """Transposed convolution, upsampling, concatenation, cropping, tanh."""
+    x = layers.Conv2DTranspose(3, 3, strides=2, padding="same", activation="relu")(x)
+    y = layers.UpSampling2D()(layers.MaxPooling2D()(x))
+    x = layers.Concatenate()([layers.Conv2D(3, 1)(x), layers.Conv2D(2, 1)(y)])
+    return layers.Conv2D(2, 3, activation="tanh")(layers.Cropping2D(1)(x))
+
+
+def signal_network(x):
+    """One dimension: convolutions of each kind, pooling, a dense layer on each step."""
+    x = layers.Reshape((16, 16))(x)
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(6, 3, padding="causal")(x)))
+    x = layers.SeparableConv1D(6, 3, padding="same")(layers.MaxPooling1D()(x))
+    x = layers.Conv1DTranspose(4, 3)(layers.DepthwiseConv1D(3)(x))
+    return layers.GlobalAveragePooling1D()(layers.Dense(4, activation="relu")(x))
+
+
+def activations(x):
+    """Functions that a convolution does not take in."""
+    for name in ("silu", "hard_sigmoid", "gelu", "hard_silu"):
+        x = layers.Conv2D(4, 1, activation=name)(x)
+    x = layers.PReLU(shared_axes=[1, 2], alpha_initializer="ones")(layers.Conv2D(4, 1)(x))
+    return layers.Conv2D(4, 1, activation="leaky_relu")(x)
+
+
+def arithmetic(x):
+    """Python's operators, keras.ops, sums of three, a mean, scaling of the inputs."""
+    x = layers.Rescaling(1 / 3.0, -0.1)(x)
+    y, z = layers.Conv2D(4, 1)(x), layers.Conv2D(4, 1)(x)
+    x = layers.Add()([keras.ops.relu(y * x - z * 0.7), y, z])
+    return layers.Dense(3)(layers.Average()([x, z, y])[:, 1:5])
+
+
+def lone_batch_norms(x):
+    """BatchNorms that no layer absorbs, of images and of vectors."""
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Flatten()(x)))
+    return layers.Dense(3)(layers.BatchNormalization()(x))
+
+
+# The share of equal codes where XNNPACK rescales with eight bits only: concatenations of tensors
+# on several grids, leaky ReLU.
+NETWORKS = {
+    residual_network: 1.0,
+    mobile_network: 1.0,
+    decoder: 0.999,
+    signal_network: 1.0,
+    activations: 0.98,
+    arithmetic: 0.999,
+    lone_batch_norms: 1.0,
+}
+
+
+@pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
+def test_the_file_computes_the_same_codes(build):
+    x, _ = data()
+    model = functional(build)
+    expected = model.predict(x, verbose=0)
+    quantized = tfc.quantize_aware(model, samples=x)
+    assert tfc.wrappers.skipped(quantized) == {}
+    outputs = quantized.predict(x, verbose=0)
+    assert np.abs(outputs - expected).mean() < 0.06 * np.abs(expected).mean()
+    content = tflite.convert(quantized)
+    assert tflite.audit(content).full_integer
+    difference = np.abs(tflite.run(content, x) - outputs) / step(content)
+    assert np.mean(difference < 1.01) >= 0.999
+    assert np.mean(difference < 0.01) >= NETWORKS[build]
+
+
+def step(content):
+    (detail,) = start(content).get_output_details()
+    return detail["quantization"][0]
+
+
+def test_channels_of_zeros_and_extreme_biases_agree():
+    model = functional(lambda x: layers.Conv2D(4, 3)(layers.Conv2D(6, 3)(x)))
+    kernel, bias = (np.array(w) for w in model.layers[1].get_weights())
+    kernel[..., 0] = 0.0  # a pruned channel: its bias remains
+    kernel[..., 1] *= 1e-4
+    bias[:] = [0.5, 3.0, -2.0, 0.0, 1e-4, 0.1]
+    model.layers[1].set_weights([kernel, bias])
+    x, _ = data()
+    quantized = tfc.quantize_aware(model, samples=x)
+    content = tflite.convert(quantized)
+    difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
+    assert np.mean(difference < 0.01 * step(content)) >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("rules", "scales"),
+    [
+        ([], {"conv": 5, "dense": 1}),
+        ([{"layers": "dense", "granularity": "per_channel"}], {"conv": 5, "dense": 3}),
+        ([{"layers": ".*kernel", "granularity": "per_tensor"}], {"conv": 1, "dense": 1}),
+    ],
+)
+def test_granularity_is_that_of_the_file(rules, scales):
+    def build(x):
+        x = layers.Conv2D(5, 3, name="conv")(x)
+        return layers.Dense(3, name="dense")(layers.Flatten()(x))
+
+    x, _ = data()
+    quantized = tfc.quantize_aware(functional(build), samples=x, rules=rules)
+    content = tflite.convert(quantized)
+    kernels = {
+        len(detail["shape"]): len(detail["quantization_parameters"]["scales"])
+        for detail in start(content, xnnpack=False).get_tensor_details()
+        if detail["dtype"] == np.int8 and detail["shape"][0] in (3, 5)
+    }
+    assert kernels == {4: scales["conv"], 2: scales["dense"]}
+    difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
+    assert difference.max() < 0.01 * step(content)
