@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress import measure, report, tflite
+from tfcompress import measure, report, tflite, wrappers
 from tfcompress.data import Data
 from tfcompress.data.batches import evaluation_batches
 from tfcompress.pipeline.checks import run_checks
@@ -125,7 +125,7 @@ def _row(
     return {
         "accuracy": file_accuracy(path, data, resolved.check.xnnpack),
         "keras_accuracy": accuracy(model, data, "test"),
-        "parameters": measures.parameters,
+        "parameters": measures.parameters - _range_parameters(model),
         "nonzeros": audit.nonzeros,
         "sparsity": audit.sparsity,
         "distinct_values": measures.distinct_values,
@@ -135,6 +135,12 @@ def _row(
         "macs": audit.macs,
         "median_latency_ms": None,
     }
+
+
+def _range_parameters(model: keras.Model) -> int:
+    """Returns how many numbers are ranges of fake quantization, which the file does not hold."""
+    layers = model._flatten_layers()
+    return sum(x.count_params() for x in layers if isinstance(x, wrappers.FakeQuantize))
 
 
 def _latency(
