@@ -42,7 +42,7 @@ def test_compile_arguments(arguments, data):
         "moving_average": keras.optimizers.Adam(use_ema=True),
         "loss_scale": keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     }
-    if arguments.get("optimizer") in optimizers.keys():
+    if arguments.get("optimizer") in optimizers:
         arguments = arguments | {"optimizer": optimizers[arguments["optimizer"]]}
     model = small_model(**arguments)
     model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=callbacks())
@@ -183,7 +183,8 @@ def test_replicas_hold_the_same_masks(tmp_path):
         """
         import keras, numpy as np, tensorflow as tf
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
         import tfcompress as tfc
         from tests.callbacks.conftest import small_model
         rng = np.random.default_rng(0)

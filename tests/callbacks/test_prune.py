@@ -61,8 +61,6 @@ def test_steps_count_from_the_fit_and_not_from_the_optimizer(data):
 def test_one_callback_goes_on_over_several_fits(data):
     model = small_model()
     callback = tfc.PruneOnSchedule(tfc.schedules.Polynomial(end=0.75, end_step=32), update_every=1)
-    once = small_model()
-    once.set_weights(model.get_weights())
     for _ in range(3):
         history = fit(model, data, callback, epochs=1)
     assert history.history["sparsity"] == [0.75]
@@ -145,3 +143,21 @@ def test_a_rule_that_matches_nothing_stops_before_training(data):
         fit(model, data, tfc.PruneOnSchedule(tfc.schedules.Constant(end=0.5), rules=rules))
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("end", "scope", "message"),
+    [(0.6, "layer", "hidden/kernel.*0.5.*end=0.6"), (0.5, "global", "scope='global'")],
+)
+def test_two_of_four_cannot_do_more_than_half(data, end, scope, message):
+    callback = tfc.PruneOnSchedule(tfc.schedules.Constant(end=end), pattern="n_of_m", scope=scope)
+    with pytest.raises(tfc.InputError, match=message):
+        fit(small_model(), data, callback)
+
+
+def test_two_of_four(data):
+    model = small_model()
+    schedule = tfc.schedules.Polynomial(end=0.5, end_step=20)
+    fit(model, data, tfc.PruneOnSchedule(schedule, pattern="n_of_m", update_every=4))
+    groups = np.asarray(model.get_layer("hidden").kernel).reshape(2, 4, 16)
+    assert (np.count_nonzero(groups, axis=1) == 2).all()

@@ -5,7 +5,7 @@ import time
 import keras
 
 from tfcompress import projection
-from tfcompress.errors import require
+from tfcompress.errors import InputError
 from tfcompress.projection import Projection
 from tfcompress.weights import Kernel
 
@@ -130,11 +130,9 @@ class KernelCallback(keras.callbacks.Callback):
 
     def _step(self) -> int:
         optimizer = getattr(self.model, "optimizer", None)
-        require(
-            optimizer is not None,
-            f"{type(self).__name__}",
-            "needs a compiled model, or a step: callback.apply(step)",
-        )
+        if optimizer is None:
+            owner = type(self).__name__
+            raise InputError(f"{owner} needs a compiled model, or a step: callback.apply(step).")
         iterations = optimizer.iterations  # a tensor where gradients are accumulated
         iterations = keras.ops.convert_to_numpy(getattr(iterations, "value", iterations))
         return int(iterations) - self._first_iteration

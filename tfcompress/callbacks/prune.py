@@ -92,6 +92,20 @@ class PruneOnSchedule(KernelCallback):
         targets = [kernel for kernel in found if kernel.path not in self.skipped]
         require(targets, "PruneOnSchedule", NO_KERNELS)
         self._plans = {kernel.path: self._plan(chosen[kernel.path]) for kernel in targets}
+        for path, plan in self._plans.items():
+            most = plan.pattern.max_sparsity
+            require(
+                plan.schedule.end <= most,
+                f"end of the schedule for {path}",
+                f"must not be more than its pattern can reach, {most:g}",
+                end=plan.schedule.end,
+            )
+            require(
+                self.scope == "layer" or most == 1,
+                "scope of PruneOnSchedule",
+                f"must be layer for a pattern with a sparsity of its own, as {path} has",
+                scope=self.scope,
+            )
         return targets
 
     def update(self, previous_step, step):
@@ -112,6 +126,8 @@ class PruneOnSchedule(KernelCallback):
         for kernel in self.targets:
             if kernel.path in due:
                 mask = self._plans[kernel.path].pattern.mask(scores[kernel.path], due[kernel.path])
+                # What is pruned stays pruned, also where the pattern would rather spare it now.
+                mask &= self.projections[kernel.path].mask
                 self.projections[kernel.path].set_mask(mask)
                 kernel.variable.assign(np.where(mask, values[kernel.path], np.float32(0)))
 
@@ -152,7 +168,7 @@ class PruneOnSchedule(KernelCallback):
         scores = score.score(w)
         if self.scope == "global" and score.normalise:
             scores = scores / max(float(np.linalg.norm(scores)), 1e-30)
-        # What is pruned stays pruned: it goes first in every later search.
+        # What is pruned goes first in every later search.
         return np.where(self.projections[path].mask, scores, -np.inf)
 
     def _take_masks_from_weights(self) -> None:
