@@ -7,6 +7,7 @@ accumulation, XLA, replicas, a loop of the user's own), and so are its checkpoin
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,9 +35,10 @@ class Projection(keras.constraints.Constraint):
         self.mask = np.ones(shape, bool)
         self.groups: np.ndarray | None = None
         self._mask = _state(np.ones(shape, bool), f"{kernel.path}_mask")
-        self._groups: keras.Variable | None = None
-        self._counts: keras.Variable | None = None
-        self._shared: keras.Variable | None = None
+        # Variables, once there is room for groups: group and size of groups, and whether in use.
+        self._groups: Any = None
+        self._counts: Any = None
+        self._shared: Any = None
         self._shape = shape
 
     def allow_groups(self, most: int) -> None:
@@ -59,9 +61,9 @@ class Projection(keras.constraints.Constraint):
             raise RuntimeError("allow_groups(...) comes before set_groups(...)")
         self.groups = groups.astype(np.int32)
         counts = np.bincount(self.groups.ravel(), minlength=self._counts.shape[0])
-        self._groups.assign(self.groups)  # type: ignore[union-attr]
+        self._groups.assign(self.groups)
         self._counts.assign(np.maximum(counts, 1).astype(np.float64))
-        self._shared.assign(True)  # type: ignore[union-attr]
+        self._shared.assign(True)
 
     def __call__(self, w):
         if self._users is not None:

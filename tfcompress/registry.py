@@ -77,7 +77,7 @@ class Registry:
     def describe(self, method: Any) -> dict[str, dict[str, Any]]:
         """Returns `{name: arguments}`, from which `create` makes an equal object."""
         for name, cls in self._load().items():
-            if type(method) is cls:
+            if type(method) is cls and dataclasses.is_dataclass(method):
                 return {name: dataclasses.asdict(method)}
         raise InputError(f"Not a {self.kind}: {method!r}")
 
