@@ -77,8 +77,8 @@ class Registry:
     def describe(self, method: Any) -> dict[str, dict[str, Any]]:
         """Returns `{name: arguments}`, from which `create` makes an equal object."""
         for name, cls in self._load().items():
-            if type(method) is cls and dataclasses.is_dataclass(method):
-                return {name: dataclasses.asdict(method)}
+            if type(method) is cls:
+                return {name: dataclasses.asdict(method)}  # type: ignore[call-overload]
         raise InputError(f"Not a {self.kind}: {method!r}")
 
     def _build(self, name: str, arguments: Mapping[str, Any]) -> Any:
