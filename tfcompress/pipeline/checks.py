@@ -33,6 +33,7 @@ def _values(record: Mapping[str, Any]) -> dict[str, Any]:
     before, after = record["before"], record["after"]
     values = {
         "max_accuracy_drop": before["accuracy"] - after["accuracy"],
+        "min_accuracy": after["accuracy"],
         "max_size_bytes": after["size_bytes"],
         "min_compression": record["compression"],
         "min_sparsity": after["sparsity"],

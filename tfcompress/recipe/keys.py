@@ -264,6 +264,7 @@ class Check(Keys):
     """What the files must show, None = anything: a miss makes the command's exit status 1.
 
     `max_accuracy_drop`: share of the test images, baseline.tflite less model.tflite.
+    `min_accuracy`: share of the test images that model.tflite classifies right.
     `max_latency_ratio`: median time over that of baseline.tflite, with `threads`, in `runs` runs
     (0: latency is not measured). `min_compression`: 4 bytes x the baseline's parameters / deflated
     bytes of model.tflite. `min_sparsity`: share of zeros over the weights read back from
@@ -275,6 +276,7 @@ class Check(Keys):
     threads: Count = 1
     xnnpack: bool = True
     max_accuracy_drop: Share | None = 0.01
+    min_accuracy: Share | None = None
     max_latency_ms: Positive | None = None
     max_latency_ratio: Positive | None = None
     max_size_bytes: Count | None = None
