@@ -18,6 +18,7 @@ from tfcompress import measure, report, tflite, wrappers
 from tfcompress.data import Data
 from tfcompress.data.batches import evaluation_batches
 from tfcompress.pipeline.checks import run_checks
+from tfcompress.pipeline.fit import save
 from tfcompress.pipeline.state import assign, values, variables
 from tfcompress.recipe import Recipe
 from tfcompress.weights import kernels
@@ -61,6 +62,7 @@ def finish(
     data: Data,
     model: keras.Model,
     baseline: Baseline,
+    from_logits: bool,
     stages: list[dict[str, Any]],
     folder: pathlib.Path,
     say: Callable[[str], None],
@@ -75,7 +77,7 @@ def finish(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     samples = data.samples(resolved.export.samples, resolved.seed)
-    model.save(beside / "model.keras")
+    save(model, beside / "model.keras", from_logits)
     model.load_weights(beside / "model.keras")
     after = _row(model, resolved.export.scheme, resolved, data, samples, beside / "model.tflite")
     with baseline.restored() as original:

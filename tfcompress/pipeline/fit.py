@@ -75,11 +75,18 @@ def compile_model(model: keras.Model, keys: FitKeys, steps: int, from_logits: bo
         steps * keys.epochs,
         steps * keys.warmup_epochs,
     )
-    model.compile(
-        optimizer=make_optimizer(keys.optimizer, rate, keys.clipping),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
-        metrics=["accuracy"],
-    )
+    _compile(model, make_optimizer(keys.optimizer, rate, keys.clipping), from_logits)
+
+
+def save(model: keras.Model, path: pathlib.Path, from_logits: bool) -> None:
+    """Saves the model compiled, but without what its optimizer remembers of the training."""
+    _compile(model, "adam", from_logits)
+    model.save(path)
+
+
+def _compile(model: keras.Model, optimizer: Any, from_logits: bool) -> None:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
 
 
 class Resume(keras.callbacks.Callback):

@@ -21,7 +21,7 @@ from tfcompress.errors import InputError
 from tfcompress.pipeline import stages as stage_work
 from tfcompress.pipeline.determinism import deterministic, start_seed
 from tfcompress.pipeline.finish import Baseline, accuracy, finish
-from tfcompress.pipeline.fit import fit
+from tfcompress.pipeline.fit import fit, save
 from tfcompress.pipeline.state import State, assign, locked, values, variables
 from tfcompress.recipe import FitKeys, Recipe, Stage
 
@@ -92,7 +92,7 @@ def compress(
         with locked(folder):
             run = _Run(resolved, loaded, from_logits, folder, tell)
             network, baseline, records = run.stages(network)
-            record = finish(resolved, loaded, network, baseline, records, folder, tell)
+            record = finish(resolved, loaded, network, baseline, from_logits, records, folder, tell)
     return Result(folder, record, network)
 
 
@@ -214,7 +214,7 @@ class _Run:
                 self._say,
             )
         record = self._record(index, stage, model, state, acting)
-        model.save(place / "model.keras")
+        save(model, place / "model.keras", self._from_logits)
         finished = dataclasses.replace(
             state, model=values(variables(model)), optimizer=[], record=record
         )
