@@ -85,7 +85,7 @@ def convert(
             "with unroll=True."
         )
     content = _convert(model, function, scheme, calibration)
-    content = slim(_name_outputs(content, inference), keep_names)
+    content = slim(_name_ends(content, model, specs), keep_names)
     _verify(model, content, scheme, arrays)
     if scheme in ("int8", "int16x8") and not (found := audit(content)).full_integer:
         warnings.warn(
@@ -256,14 +256,15 @@ def _reason(message: str) -> str:
     return (lines[0] if lines else "no reason given")[:300]
 
 
-def _name_outputs(content: bytes, model: keras.Model) -> bytes:
-    """Gives the file's outputs the names that they have in the model."""
+def _name_ends(content: bytes, model: keras.Model, specs: Sequence[tf.TensorSpec]) -> bytes:
+    """Gives the file's inputs and outputs the names that they have in the user's model."""
     flatbuffer = fb.parse(content)
     graph = flatbuffer.subgraphs[0]
-    names = getattr(model, "output_names", None) or []
-    if len(names) == len(graph.outputs) and len(set(graph.outputs)) == len(names):
-        for name, index in zip(names, graph.outputs, strict=True):
-            if index not in graph.inputs:
+    inputs = [spec.name for spec in specs]
+    outputs = getattr(model, "output_names", None) or []
+    for names, indices in ((outputs, graph.outputs), (inputs, graph.inputs)):
+        if len(names) == len(set(indices)) == len(indices):
+            for name, index in zip(names, indices, strict=True):
                 graph.tensors[index].name = name
     return fb.pack(flatbuffer)
 

@@ -69,7 +69,7 @@ class Latency:
     def __str__(self) -> str:
         taken = sum(operator.delegated for operator in self.operators)
         lines = [
-            f"{self.path}: {self.median_ms:.4g} ms median ({self.p10_ms:.4g} to "
+            f"{self.path or 'model'}: {self.median_ms:.4g} ms median ({self.p10_ms:.4g} to "
             f"{self.p90_ms:.4g} ms for 80 % of the runs), {self.threads} thread(s), XNNPACK "
             f"{f'took {taken} of {len(self.operators)} operators' if self.xnnpack else 'off'}",
             f"  {self.ratio_to_first:.3f} of the first file's time ({self.ratio_p10:.3f} to "
