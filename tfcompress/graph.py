@@ -66,7 +66,10 @@ def rebuild(model: keras.Model, call: Call | None = None) -> keras.Model:
                 args[0] if isinstance(copy, keras.layers.Dropout) else copy(*args, **kwargs))
     """
     call = call or (lambda node, copy, *args, **kwargs: copy(*args, **kwargs))
-    copies = _Copies()
+    return _rebuild(model, call, _Copies())
+
+
+def _rebuild(model: keras.Model, call: Call, copies: "_Copies") -> keras.Model:
     inputs = _new_inputs(model)
     values = _values(model, inputs)
     for node in nodes(model):
@@ -83,7 +86,8 @@ def exported(model: keras.Model) -> keras.Model:
     """Returns the flat model that computes at inference what `model` does, for a converter.
 
     A layer that carries training apparatus defines `exported() -> Layer`: a built layer, with its
-    weights, that computes the same from the first input alone. Dropout and noise go.
+    weights, that computes the same from the first input alone. Dropout and noise go; layers that
+    compute in float16 to train faster compute in float32.
     """
     replaced: dict[int, Any] = {}
 
@@ -97,7 +101,7 @@ def exported(model: keras.Model) -> keras.Model:
             return replaced[id(operation)](keras.tree.flatten((args, kwargs))[0])
         return copy(*args, **kwargs)
 
-    return rebuild(functional(model), call)
+    return _rebuild(functional(model), call, _Copies(in_float32))
 
 
 def nodes(model: keras.Model) -> list[Any]:
@@ -158,17 +162,26 @@ def copy_operation(operation: Operation, **changes: Any) -> Operation:
         ) from error
 
 
-class _Copies:
-    """One new operation for each old one, under a unique name."""
+def in_float32(operation: Operation) -> dict[str, str]:
+    """Returns the change to a layer's config that undoes mixed precision."""
+    mixed = getattr(operation, "compute_dtype", None) in ("float16", "bfloat16")
+    return {"dtype": "float32"} if mixed else {}
 
-    def __init__(self):
+
+class _Copies:
+    """One new operation for each old one, under a unique name, with the given changes."""
+
+    def __init__(self, changes: Callable[[Operation], dict[str, str]] = lambda operation: {}):
+        self._changes = changes
         self._pairs: dict[int, tuple[Operation, Operation]] = {}
         self._names: set[str] = set()
 
     def of(self, operation: Operation, prefix: str = "") -> Operation:
         if id(operation) not in self._pairs:
             name = self._unique(operation.name, prefix)
-            changes = {} if name == operation.name else {"name": name}
+            changes = self._changes(operation)
+            if name != operation.name:
+                changes["name"] = name
             self._pairs[id(operation)] = (operation, copy_operation(operation, **changes))
         return self._pairs[id(operation)][1]
 

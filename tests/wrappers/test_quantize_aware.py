@@ -144,6 +144,10 @@ def test_it_trains_in_mixed_precision():
     assert np.isfinite(history.history["loss"]).all()
     assert quantized.output.dtype == "float16"
     assert all(w.dtype == "float32" for w in quantized.weights)
+    content = tflite.convert(quantized)
+    assert tflite.audit(content).full_integer
+    # Float16 keeps eleven digits: enough for the codes, not for their last rounding.
+    np.testing.assert_allclose(tflite.run(content, x), quantized(x), atol=0.03)
 
 
 def test_replicas_average_their_ranges():

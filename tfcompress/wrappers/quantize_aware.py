@@ -32,6 +32,8 @@ def quantize_aware(
     has to be compiled, trains with plain `fit`, keeps the zeros and the shared values of its
     kernels while it does, is saved and loaded as `.keras`, and `convert` needs no samples for it.
 
+    Train it with a tenth of the float model's learning rate or less: its BatchNorm is gone.
+
     A layer that TFLite cannot compute in integers stays float; `skipped` lists them.
 
     Args:
@@ -52,7 +54,7 @@ def quantize_aware(
     Integer-Arithmetic-Only Inference")
 
         model = tfc.quantize_aware(model, samples=x_train[:200])
-        model.compile("adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(1e-4), loss="sparse_categorical_crossentropy")
         model.fit(x_train, y_train, epochs=2)
         flatbuffer = tfc.convert(model, scheme="int8")
     """

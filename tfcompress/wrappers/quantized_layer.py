@@ -167,7 +167,8 @@ def _place(layer: keras.layers.Layer) -> tuple[str, tuple[int, ...]]:
 
 
 def _built_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
-    copy = graph.copy_operation(layer)
+    """Returns the layer as the converter gets it, with its weights."""
+    copy = graph.copy_operation(layer, **graph.in_float32(layer))
     copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
     return copy
