@@ -1,7 +1,5 @@
 """Integer grids for arrays: which real numbers the codes of a quantized tensor stand for."""
 
-from tfcompress.quantization.affine import Grid as Grid
-from tfcompress.quantization.affine import activation_grid as activation_grid
 from tfcompress.quantization.affine import dequantize as dequantize
 from tfcompress.quantization.affine import kernel_scale as kernel_scale
 from tfcompress.quantization.affine import quantize as quantize

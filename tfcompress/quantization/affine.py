@@ -1,52 +1,6 @@
 """Affine quantization of arrays as TFLite defines it: real = scale * (code - zero_point)."""
 
-from typing import NamedTuple
-
 import numpy as np
-
-from tfcompress.errors import require
-
-
-class Grid(NamedTuple):
-    """The real numbers that the codes of an activation tensor stand for."""
-
-    scale: float  # > 0, the distance of neighbouring numbers
-    zero_point: int  # the code of 0.0
-
-    def bounds(self, bits: int = 8) -> tuple[float, float]:
-        """Returns the smallest and the largest number that has a code."""
-        lowest = -(2 ** (bits - 1))
-        return (
-            self.scale * (lowest - self.zero_point),
-            self.scale * (lowest + 2**bits - 1 - self.zero_point),
-        )
-
-
-def activation_grid(low: float, high: float, bits: int = 8) -> Grid:
-    """Returns the asymmetric grid of `2**bits` codes for activations in [low, high].
-
-    The range is widened to contain zero, and zero gets a code of its own (a padded pixel is then
-    exact): scale = (high - low) / (2**bits - 1), zero point = the nearest code to where 0 falls.
-
-    Args:
-        low, high: finite, low <= high; the range must not be the single point 0.
-        bits: width of a code, in [2, 16].
-
-    >>> activation_grid(0.0, 255.0)
-    Grid(scale=1.0, zero_point=-128)
-    """
-    require(2 <= bits <= 16, "bits of activation_grid", "must be in [2, 16]", bits=bits)
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    require(
-        np.isfinite(low) and np.isfinite(high) and low < high,
-        "[low, high] of activation_grid",
-        "must be finite and more than the point 0",
-        low=low,
-        high=high,
-    )
-    lowest = -(2 ** (bits - 1))
-    scale = (high - low) / (2**bits - 1)
-    return Grid(scale, int(np.clip(np.rint(lowest - low / scale), lowest, -lowest - 1)))
 
 
 def kernel_scale(
