@@ -39,7 +39,7 @@ def test_configs_are_valid_and_named_after_their_file(path):
     assert recipe.read(path).name == path.stem
 
 
-@pytest.mark.parametrize("source", [SMALL, *CONFIGS], ids=str)
+@pytest.mark.parametrize("source", [SMALL, *CONFIGS], ids=lambda s: getattr(s, "stem", "small"))
 def test_the_resolved_recipe_is_a_recipe_and_resolves_to_itself(source, tmp_path):
     first = recipe.read(source)
     file = tmp_path / "recipe.yaml"
