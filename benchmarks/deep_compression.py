@@ -4,8 +4,8 @@
 
 Runs configs/lenet300_mnist.yaml and configs/lenet5_mnist.yaml and prints, for each, the table of
 its stages. The ratio is 4 bytes x the baseline's parameters / deflated bytes (zlib, level 9): of
-the kernels after each stage as float32, in the last row of the finished `model.tflite`. The error is
-on the validation images, in the last row on the 10,000 test images, which nothing else reads.
+the kernels after each stage as float32, in the last row of the finished `model.tflite`. The error
+is on the validation images, in the last row on the 10,000 test images, which nothing else reads.
 
 Han, Mao and Dally 2016, table 1: LeNet-300-100 40x at 1.58 % error (1.64 % before compression),
 LeNet-5 39x at 0.74 % (0.80 %).

@@ -90,28 +90,3 @@ def test_help_shows_usage_and_our_flags_only(capsys):
     shown = capsys.readouterr().out
     assert "Counts runs." in shown and "--xnnpack=true|false" in shown and "--runs=N" in shown
     assert "only_check_args" not in shown and "flagfile" not in shown
-
-
-def test_write_is_whole_or_nothing(tmp_path):
-    target = tmp_path / "new" / "a.bin"
-    commands.write(target, b"one")
-    commands.write(target, b"two")
-    assert target.read_bytes() == b"two"
-    assert os.listdir(target.parent) == ["a.bin"]
-    with pytest.raises(InputError, match="cannot be written"):
-        commands.write(target / "below_a_file", b"three")
-    with pytest.raises(InputError, match="cannot be written"):
-        commands.write(tmp_path / "new", b"four")
-    assert sorted(os.listdir(tmp_path)) == ["new"]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
-def test_a_full_disk_is_bad_input(tmp_path, monkeypatch):
-    def full(handle, mode):
-        os.close(handle)
-        return open("/dev/full", mode)
-
-    monkeypatch.setattr(os, "fdopen", full)
-    with pytest.raises(InputError, match="No space left"):
-        commands.write(tmp_path / "a.bin", b"content")
-    assert os.listdir(tmp_path) == []

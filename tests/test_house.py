@@ -9,7 +9,7 @@ ROOT = pathlib.Path(tfcompress.__file__).parent
 
 # A module imports its own family and lower floors; families of one floor do not know each other.
 FLOORS = [
-    {"errors", "registry", "silence"},
+    {"errors", "files", "registry", "silence"},
     {"graph", "weights", "rules", "projection", "measure", "schedules", "models"},
     {"pruning", "clustering", "quantization", "data", "structured"},
     {"callbacks", "wrappers", "tflite", "legacy"},

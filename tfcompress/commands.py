@@ -1,4 +1,4 @@
-"""What the commands share: flags, help, errors as one line, JSON, files written whole.
+"""What the commands share: flags, help, errors as one line, JSON.
 
 A command is a module with flags and one function; `run` does the rest:
 
@@ -22,13 +22,9 @@ parses into a copy of the flags. The command's docstring is its `--help`, the fl
 import contextlib
 import copy
 import dataclasses
-import errno
 import json
-import os
-import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,31 +107,6 @@ def help_text(values: absl_flags.FlagValues, usage: str) -> str:
     return "\n".join(lines)
 
 
-def write(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` to `path` whole or not at all: beside it first, then renamed.
-
-    A folder that does not exist is made. Raises `InputError` if it cannot be written.
-    """
-    path = pathlib.Path(path)
-    beside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"Output {path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)
-
-
 def _parse(
     argv: list[str], values: absl_flags.FlagValues
 ) -> tuple[absl_flags.FlagValues, list[str]]:
@@ -177,9 +148,3 @@ def _one_line(text: str) -> str:
 def _fail(message: str, status: int) -> int:
     print(f"error: {_one_line(message)}", file=sys.stderr, flush=True)
     return status
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -26,6 +26,7 @@ from absl import flags
 
 from tfcompress import commands, data, models, tflite
 from tfcompress.errors import InputError
+from tfcompress.files import written_whole
 from tfcompress.tflite.interpreter import noise, start
 
 FLAGS = commands.flags("json", "unsafe")
@@ -89,7 +90,8 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
     problems = _problems(audit, options.scheme)
     path = pathlib.Path(options.output) if options.output else default_output(arguments[0])
     if not problems:
-        commands.write(path, content)
+        with written_whole(path) as file:
+            file.write(content)
     result = {
         "path": None if problems else str(path),
         "scheme": options.scheme,

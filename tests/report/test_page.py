@@ -102,7 +102,7 @@ def test_the_file_is_written_whole_or_not_at_all(record, tmp_path):
     write_html(tmp_path / "report.html", record)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(record)
     with pytest.raises(InputError, match="cannot be written"):
-        write_html(tmp_path / "missing" / "report.html", record)
+        write_html(tmp_path / "report.html" / "below", record)
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="cannot be written"):
         write_html(tmp_path / "folder", record)

@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import InputError
+from tfcompress.files import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +83,6 @@ def values(found: Sequence[keras.Variable]) -> list[np.ndarray]:
 def assign(found: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
     for variable, array in zip(found, arrays, strict=True):
         variable.assign(array)
-
-
-@contextlib.contextmanager
-def written_whole(path: pathlib.Path) -> Iterator[Any]:
-    """Yields a binary file; when the block ends it gets its name, or leaves nothing behind."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    finally:
-        pathlib.Path(beside).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import pathlib
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tfcompress.errors import InputError
+from tfcompress.files import written_whole
 from tfcompress.report import plots, tables
 
 Arrays = Mapping[str, np.ndarray]
@@ -30,17 +29,8 @@ def write_html(
         InputError: the file cannot be written.
     """
     content = render(record, weights_before, weights_after).encode()
-    target, beside = pathlib.Path(path), None
-    try:
-        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(beside, 0o644)
-        os.replace(beside, target)
-    except OSError as error:
-        if beside is not None:
-            pathlib.Path(beside).unlink(missing_ok=True)
-        raise InputError(f"Output {path} cannot be written: {error.strerror or error}.") from None
+    with written_whole(path) as file:
+        file.write(content)
 
 
 def render(
