@@ -18,9 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with silent_stderr():
     import keras
 
-from tfcompress import clustering, pruning, schedules
+from tfcompress import clustering, data, models, pruning, schedules
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
+from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
 from tfcompress.structured import fold_batch_norm
 from tfcompress.tflite import audit, compare, convert, measure_latency
@@ -50,5 +51,6 @@ __all__ = [
     "preserve",
     "pruning",
     "quantize_aware",
+    "run_recipe",
     "schedules",
 ]

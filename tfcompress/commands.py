@@ -85,8 +85,10 @@ def run(
         return _fail(str(error), BAD_INPUT)
     except OSError as error:
         return _fail(_describe(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        return _fail("interrupted.", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return _fail(
+            f"interrupted; {interrupt}." if str(interrupt) else "interrupted.", INTERRUPTED
+        )
     for problem in outcome.problems:
         print(f"failed: {problem}", file=sys.stderr)
     return CHECK_FAILED if outcome.problems else DONE

@@ -56,14 +56,17 @@ flags.DEFINE_multi_string(
 def compress(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
     if len(arguments) != 1:
         raise InputError(f"compress takes one recipe, a YAML file. Received: {arguments}")
-    result = pipeline.compress(
-        arguments[0],
-        output=options.output,
-        data=options.data,
-        model=options.model,
-        overrides=options.set,
-        unsafe=options.unsafe,
-    )
+    try:
+        result = pipeline.run_recipe(
+            arguments[0],
+            output=options.output,
+            data=options.data,
+            model=options.model,
+            overrides=options.set,
+            unsafe=options.unsafe,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it was") from None
     text = io.StringIO()
     report.print_table(result.record, Console(file=text, width=100))
     text.write(f"Written to {result.output}/")

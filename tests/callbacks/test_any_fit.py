@@ -29,7 +29,7 @@ def assert_compressed(*layers):
         {"jit_compile": True},
         {"jit_compile": True, "steps_per_execution": 4},
         {"run_eagerly": True},
-        {"optimizer": keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3)},
+        {"optimizer": "weight_decay"},
         {"optimizer": "gradient_accumulation"},
         {"optimizer": "moving_average"},
         {"optimizer": "loss_scale"},
@@ -38,6 +38,7 @@ def assert_compressed(*layers):
 )
 def test_compile_arguments(arguments, data):
     optimizers = {
+        "weight_decay": keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3),
         "gradient_accumulation": keras.optimizers.Adam(gradient_accumulation_steps=2),
         "moving_average": keras.optimizers.Adam(use_ema=True),
         "loss_scale": keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),

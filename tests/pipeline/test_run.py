@@ -17,7 +17,7 @@ import yaml
 from tfcompress import compress as command
 from tfcompress import recipe, tflite
 from tfcompress.errors import InputError
-from tfcompress.pipeline import compress
+from tfcompress.pipeline import run_recipe
 from tfcompress.pipeline.run import are_probabilities, check_model, load_data
 from tfcompress.pipeline.state import State, written_whole
 
@@ -41,7 +41,7 @@ def quiet(line):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An undisturbed run."""
-    return compress(tiny.RECIPE, tmp_path_factory.mktemp("whole") / "out", say=quiet)
+    return run_recipe(tiny.RECIPE, tmp_path_factory.mktemp("whole") / "out", say=quiet)
 
 
 def weights(result):
@@ -73,7 +73,7 @@ def interrupted(output, at, plan=tiny.RECIPE, overrides=(), say=quiet):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(plan, output, overrides=overrides, say=tell)
+        run_recipe(plan, output, overrides=overrides, say=tell)
 
 
 def test_files_and_report(whole):
@@ -135,7 +135,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
         interrupted(tmp_path, at)
         assert not (tmp_path / "model.tflite").exists()
     lines = []
-    resumed = compress(whole.output / "recipe.yaml", tmp_path, say=lines.append)
+    resumed = run_recipe(whole.output / "recipe.yaml", tmp_path, say=lines.append)
     assert sum("done before" in line for line in lines) == 5
     assert same(resumed, whole)
     for one, other in zip(resumed.record["stages"], whole.record["stages"], strict=True):
@@ -164,8 +164,8 @@ def test_a_change_begins_anew_what_depends_on_it(tmp_path):
         lines = []
         interrupted(tmp_path / "out", at, plan, [override], lines.append)
         assert [line.split()[4].rstrip(",") for line in lines if "done before" in line] == done
-    changed = compress(plan, tmp_path / "out", overrides=["seed=9"], say=quiet)
-    fresh = compress(plan, tmp_path / "fresh", overrides=["seed=9"], say=quiet)
+    changed = run_recipe(plan, tmp_path / "out", overrides=["seed=9"], say=quiet)
+    fresh = run_recipe(plan, tmp_path / "fresh", overrides=["seed=9"], say=quiet)
     assert same(changed, fresh)
 
 
@@ -205,7 +205,7 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_leaves_nothing_behind(tmp_path, message):
     with pytest.raises(InputError) as caught:
-        compress(tiny.RECIPE | BAD[message], tmp_path / "out", say=quiet)
+        run_recipe(tiny.RECIPE | BAD[message], tmp_path / "out", say=quiet)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -213,12 +213,14 @@ def test_bad_input_leaves_nothing_behind(tmp_path, message):
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        compress(tiny.RECIPE, tmp_path / "file" / "out", say=quiet)
+        run_recipe(tiny.RECIPE, tmp_path / "file" / "out", say=quiet)
 
 
 def test_divergence_is_one_line(tmp_path):
     with pytest.raises(InputError, match="diverged in epoch"):
-        compress(tiny.RECIPE, tmp_path, overrides=["stages.0.train.learning_rate=1e30"], say=quiet)
+        run_recipe(
+            tiny.RECIPE, tmp_path, overrides=["stages.0.train.learning_rate=1e30"], say=quiet
+        )
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -282,7 +284,7 @@ def test_kill_9(whole, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     lines = []
-    resumed = compress(tiny.RECIPE, output, say=lines.append)
+    resumed = run_recipe(tiny.RECIPE, output, say=lines.append)
     assert "stage 1 of 5: train, done before" in lines
     assert same(resumed, whole)
 
@@ -290,8 +292,8 @@ def test_kill_9(whole, tmp_path):
 def test_one_run_at_a_time(tmp_path):
     def say(line):
         with pytest.raises(InputError, match="Another run is at work"):
-            compress(tiny.RECIPE, tmp_path, say=quiet)
+            run_recipe(tiny.RECIPE, tmp_path, say=quiet)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(tiny.RECIPE, tmp_path, say=say)
+        run_recipe(tiny.RECIPE, tmp_path, say=say)

@@ -1,5 +1,5 @@
 """Runs a recipe: trains and compresses stage by stage, resumes, exports, measures, reports."""
 
-from tfcompress.pipeline.run import Result, compress
+from tfcompress.pipeline.run import Result, run_recipe
 
-__all__ = ["Result", "compress"]
+__all__ = ["Result", "run_recipe"]

@@ -1,4 +1,4 @@
-"""`compress`: a recipe from its first stage to its files."""
+"""`run_recipe`: a recipe from its first stage to its files."""
 
 import dataclasses
 import hashlib
@@ -46,7 +46,7 @@ class Result:
         return [check["problem"] for check in self.record["checks"] if not check["passed"]]
 
 
-def compress(
+def run_recipe(
     plan: str | os.PathLike | Mapping[str, Any] | Recipe,
     output: str | os.PathLike | None = None,
     data: str | None = None,
@@ -77,7 +77,7 @@ def compress(
 
     The random seeds of Python, NumPy and TensorFlow are set from the recipe's.
 
-        result = compress("configs/digits.yaml", overrides=["stages.1.prune.end=0.9"])
+        result = tfc.run_recipe("configs/digits.yaml", overrides=["stages.1.prune.end=0.9"])
         print(result.record["after"]["accuracy"])
     """
     resolved = recipe.read(plan, overrides, data, model)
