@@ -163,9 +163,10 @@ def copy_operation(operation: Operation, **changes: Any) -> Operation:
 
 
 def in_float32(operation: Operation) -> dict[str, str]:
-    """Returns the change to a layer's config that undoes mixed precision."""
-    mixed = getattr(operation, "compute_dtype", None) in ("float16", "bfloat16")
-    return {"dtype": "float32"} if mixed else {}
+    """Returns the change to a layer's or a cast's config that undoes mixed precision."""
+    is_cast = type(operation).__name__ == "Cast"
+    dtype = getattr(operation, "dtype" if is_cast else "compute_dtype", None)
+    return {"dtype": "float32"} if dtype in ("float16", "bfloat16") else {}
 
 
 class _Copies:

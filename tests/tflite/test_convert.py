@@ -113,6 +113,14 @@ def test_mixed_precision_becomes_float32():
     assert "CAST" not in tflite.audit(content).operators
 
 
+def test_casts_of_mixed_precision_become_float32():
+    x, k = keras.Input((6,)), keras.Input((2,), dtype="int32")
+    half = keras.ops.cast(layers.Dense(4, dtype="mixed_float16")(x), "float32")
+    half = keras.ops.concatenate([keras.ops.cast(v, "float16") for v in (half, k)], -1)
+    content = tflite.convert(keras.Model([x, k], half), "float32")
+    assert set(tflite.audit(content).tensors) <= {"FLOAT32", "INT32"}
+
+
 def datasets():
     data = tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(len(IMAGES))))
     yield "batched, labelled", data.batch(5)

@@ -150,6 +150,16 @@ def test_it_trains_in_mixed_precision():
     np.testing.assert_allclose(tflite.run(content, x), quantized(x), atol=0.03)
 
 
+def test_a_global_policy_of_mixed_precision_does_not_reach_the_file():
+    x, _ = data()
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        content = tflite.convert(tfc.quantize_aware(functional(small), samples=x))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert tflite.audit(content).full_integer
+
+
 def test_replicas_average_their_ranges():
     cpus = tf.config.list_logical_devices("CPU")
     strategy = tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:2]])

@@ -99,29 +99,11 @@ def convert(
 def _inference(model: keras.Model) -> keras.Model:
     """Returns the model without training apparatus, in float32."""
     try:
-        return _in_float32(graph.exported(model))
+        return graph.exported(model)
     except InputError:
         if any(hasattr(layer, "exported") for layer in model._flatten_layers()):
             raise
         return model  # a `call` that draws no Keras graph may still draw a TensorFlow graph
-
-
-def _in_float32(model: keras.Model) -> keras.Model:
-    """Returns a model of mixed precision as one of float32: LiteRT computes in no other float."""
-    if all(layer.compute_dtype not in ("float16", "bfloat16") for layer in model.layers):
-        return model
-
-    def call(node, copy, *args, **kwargs):
-        floats = [
-            keras.backend.is_float_dtype(x.dtype) for x in (*node.input_tensors, *node.outputs)
-        ]
-        if type(copy).__name__ == "Cast" and all(floats):
-            return args[0]
-        if isinstance(copy, keras.layers.Layer):
-            copy.dtype_policy = "float32"
-        return copy(*args, **kwargs)
-
-    return graph.rebuild(model, call)
 
 
 def input_specs(model: keras.Model, samples: Any = None) -> list[tf.TensorSpec]:

@@ -99,7 +99,7 @@ class FakeQuantize(keras.layers.Layer):
                     "give quantize_aware samples, or train the model for at least one step."
                 )
             bounds = (low, high)
-        return _ConstantRange(bounds, name=self.name)
+        return _ConstantRange(bounds, name=self.name, dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -153,7 +153,7 @@ class OnGrid(keras.layers.Layer):
         return keras.KerasTensor(x.shape, x.dtype)
 
     def exported(self) -> keras.layers.Layer:
-        return keras.layers.Identity(name=self.name)
+        return keras.layers.Identity(name=self.name, dtype="float32")
 
 
 class _ConstantRange(keras.layers.Layer):

@@ -128,7 +128,7 @@ class _PerTensor(keras.layers.Wrapper):
     """A layer whose kernel the converter must not give a scale per channel."""
 
     def __init__(self, layer: keras.layers.Layer, largest: float):
-        super().__init__(layer, name=layer.name)
+        super().__init__(layer, name=layer.name, dtype="float32")
         # A kernel of zeros still needs a range.
         self.largest = largest or 1.0
         self.built = True
