@@ -1,7 +1,10 @@
 """What the user is told when an input cannot be used."""
 
 import difflib
-from collections.abc import Iterable
+import pathlib
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -34,3 +37,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(name), options, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return InputError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(options)}.")
+
+
+def call(function: Callable[[], Any], owner: str) -> Any:
+    """Returns what a user's own function returns; its exceptions become `InputError`."""
+    try:
+        return function()
+    except InputError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = frames[min(1, len(frames) - 1)]  # the first is this one
+        where = f"{pathlib.Path(place.filename).name}, line {place.lineno}"
+        reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        raise InputError(f"{owner} raised {reason} ({where}).") from error

@@ -162,6 +162,7 @@ def test_bad_sources(tmp_path, monkeypatch):
     (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04 not a zip file")
     (tmp_path / "cut.npz").write_bytes(b"junk")
     np.save(tmp_path / "single.npy", np.zeros(3))
+    np.savez(tmp_path / "other.npz", images=np.zeros(3), labels=np.zeros(3))
     (tmp_path / "empty").mkdir()
     (tmp_path / "none" / "train").mkdir(parents=True)
     source = module_with(monkeypatch, lambda: 3)
@@ -171,7 +172,8 @@ def test_bad_sources(tmp_path, monkeypatch):
         "digits:8": "takes no place",
         f"npz:{tmp_path}/missing.npz": "no such file",
         f"npz:{tmp_path}/junk.npz": "not a readable npz",
-        f"npz:{tmp_path}/cut.npz": "npz",
+        f"npz:{tmp_path}/cut.npz": "not a readable npz",
+        f"npz:{tmp_path}/other.npz": "Received: ['images', 'labels']",
         f"npz:{tmp_path}/single.npy": "single array",
         f"images:{tmp_path}/empty": "must be a folder with train",
         f"images:{tmp_path}/none": "one folder per class",
@@ -184,6 +186,12 @@ def test_bad_sources(tmp_path, monkeypatch):
         with pytest.raises(InputError) as caught:
             data.load(word)
         assert message in str(caught.value), word
+
+
+def test_what_a_users_function_raises_is_one_line(monkeypatch):
+    source = module_with(monkeypatch, lambda: 1 // 0)
+    with pytest.raises(InputError, match=r"raised ZeroDivisionError: .* \(test_loading.py, line "):
+        data.load(source)
 
 
 def test_bad_folders(tmp_path):

@@ -166,12 +166,15 @@ def test_functions(tmp_path, monkeypatch):
         "    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])\n"
         "def wrong():\n"
         "    return 3\n"
+        "def broken():\n"
+        "    return tiny(3)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert models.load("python:my_models:tiny").count_params() == 10
     for spec, message in [
         ("python:my_models:wrong", "must return a keras.Model"),
+        ("python:my_models:broken", r"raised TypeError: .* \(my_models.py, line 7\)"),
         ("python:my_models:absent", "absent"),
         ("python:no_such_module:f", "no_such_module"),
         ("python:my_models", "python:module:function"),

@@ -5,13 +5,13 @@ import os
 import pathlib
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tfcompress.data.images import read_folder
-from tfcompress.errors import InputError, unknown
+from tfcompress.errors import InputError, call, unknown
 
 SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
 KERAS_DATASETS = ("cifar10", "cifar100", "fashion_mnist", "mnist")
@@ -46,12 +46,19 @@ def read_npz(file: str) -> dict[str, Any]:
     path = pathlib.Path(file)
     if not path.is_file():
         raise InputError(f"npz:{file} must be a file. Received: no such file")
+    with path.open("rb") as opened:
+        start = opened.read(6)
+    if not start.startswith((b"PK", b"\x93NUMPY", b"\x80")):  # NumPy takes any other for a pickle
+        raise InputError(f"npz:{file} is not a readable npz file (its first bytes are {start!r}).")
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise InputError(f"npz:{file} must be an .npz archive. Received: a single array")
         with archive:
-            return _by_keys({key: archive[key] for key in _wanted(archive.files)}, f"npz:{file}")
+            wanted = _wanted(archive.files)
+            if not wanted:
+                raise _wrong_keys(f"npz:{file}", archive.files)
+            return _by_keys({key: archive[key] for key in wanted}, f"npz:{file}")
     except InputError:
         raise
     except ValueError as error:
@@ -94,7 +101,7 @@ def read_python(where: str) -> dict[str, Any]:
     if not callable(function):
         names = [name for name in vars(module) if callable(getattr(module, name))]
         raise unknown(f"function of {module_name}", function_name, names)
-    loaded = function()
+    loaded = call(function, owner)
     if isinstance(loaded, Mapping):
         return _by_keys(dict(loaded), owner)
     return _by_position(loaded, owner)
@@ -105,8 +112,12 @@ def _by_keys(arrays: dict[str, Any], owner: str) -> dict[str, Any]:
         return {key: arrays[key] for key in SPLIT_KEYS}
     if "x" in arrays and "y" in arrays:
         return {"x_train": arrays["x"], "y_train": arrays["y"]}
-    raise InputError(
-        f"{owner} must hold x_train, y_train, x_test, y_test or x, y. Received: {sorted(arrays)}"
+    raise _wrong_keys(owner, arrays)
+
+
+def _wrong_keys(owner: str, keys: Iterable[str]) -> InputError:
+    return InputError(
+        f"{owner} must hold x_train, y_train, x_test, y_test or x, y. Received: {sorted(keys)}"
     )
 
 

@@ -6,7 +6,7 @@ import sys
 
 import keras
 
-from tfcompress.errors import InputError
+from tfcompress.errors import InputError, call
 
 
 def from_function(spec: str) -> keras.Model:
@@ -23,7 +23,7 @@ def from_function(spec: str) -> keras.Model:
         raise InputError(f"Model {spec} cannot be imported: {error}.") from None
     except AttributeError:
         raise InputError(f"Model {spec}: no '{function_name}' in {module_name}.") from None
-    model = function()
+    model = call(function, f"Model {spec}")
     if not isinstance(model, keras.Model):
         raise InputError(f"Model {spec} must return a keras.Model. Received: {type(model)}")
     return model
