@@ -100,6 +100,7 @@ def bad_inputs():
     yield "no model", [], "one MODEL"
     yield "unknown scheme", ["net.keras", "--scheme", "int9"], "Did you mean 'int8'"
     yield "no samples", ["net.keras"], "--data"
+    yield "unknown standardisation", ["net.keras", "--standardize", "unitt"], "Did you mean 'unit'"
     yield "unknown data", ["net.keras", "--data", "digit"], "Did you mean 'digits'"
     yield "another shape", ["net.keras", "--data", wrong], "(n, 8, 8, 1). Received: (28, 9, 9, 1)"
     yield "no folder", ["net.keras", "--scheme", "float32", "--output", "net.keras/x"], "written"

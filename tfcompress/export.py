@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from tfcompress import commands, data, models, tflite
-from tfcompress.errors import InputError
+from tfcompress.errors import InputError, unknown
 from tfcompress.files import written_whole
 from tfcompress.tflite.interpreter import noise, start
 
@@ -72,6 +72,8 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
         raise InputError(f"export takes one MODEL. Received: {' '.join(arguments) or 'none'}")
     if options.scheme not in tflite.SCHEMES:
         tflite.convert(None, options.scheme)  # says which scheme is meant
+    if options.standardize not in data.STANDARDIZATIONS:
+        raise unknown("standardisation", options.standardize, data.STANDARDIZATIONS)
     source = data.load(options.data, standardize=options.standardize) if options.data else None
     model = models.load(
         arguments[0],

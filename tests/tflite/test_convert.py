@@ -75,6 +75,13 @@ def test_each_scheme_computes_the_model(scheme):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize("make", [sequential, Subclassed])
+def test_the_output_of_any_model_has_its_layers_name(make):
+    model = built(make())
+    (output,) = tflite.audit(tflite.convert(model, "float32")).outputs
+    assert output["name"] == model.layers[-1].name
+
+
 @pytest.mark.parametrize("make", [nested, Subclassed, NeedsValues])
 def test_each_kind_of_model_converts(make):
     model = built(make())

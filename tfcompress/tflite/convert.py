@@ -85,7 +85,7 @@ def convert(
             "with unroll=True."
         )
     content = _convert(model, function, scheme, calibration)
-    content = slim(_name_ends(content, model, specs), keep_names)
+    content = slim(_name_ends(content, model, inference, specs), keep_names)
     _verify(model, content, scheme, arrays)
     if scheme in ("int8", "int16x8") and not (found := audit(content)).full_integer:
         warnings.warn(
@@ -238,12 +238,15 @@ def _reason(message: str) -> str:
     return (lines[0] if lines else "no reason given")[:300]
 
 
-def _name_ends(content: bytes, model: keras.Model, specs: Sequence[tf.TensorSpec]) -> bytes:
+def _name_ends(
+    content: bytes, model: keras.Model, inference: keras.Model, specs: Sequence[tf.TensorSpec]
+) -> bytes:
     """Gives the file's inputs and outputs the names that they have in the user's model."""
     flatbuffer = fb.parse(content)
     graph = flatbuffer.subgraphs[0]
     inputs = [spec.name for spec in specs]
-    outputs = getattr(model, "output_names", None) or []
+    # Only a functional model names its outputs; that of others are their graph's last layers.
+    outputs = getattr(model, "output_names", None) or getattr(inference, "output_names", None) or []
     for names, indices in ((outputs, graph.outputs), (inputs, graph.inputs)):
         if len(names) == len(set(indices)) == len(indices):
             for name, index in zip(names, indices, strict=True):
