@@ -24,9 +24,9 @@ class Storage:
         column and the row pointers in the narrowest unsigned integers that hold them.
     `bitmask_bytes`: one bit per weight, then 4 per non-zero weight.
     `deflated_bytes`: the dense bytes after zlib at level 9.
-    `entropy_bytes`: what a coder needs at least that codes the weights one by one, without
-        context: their empirical entropy, and 4 per distinct value for the table; the dense bytes
-        where the table would cost more than it saves.
+    `entropy_bytes`: what an ideal coder of single values takes, without context: their empirical
+        entropy, and 4 per distinct value for the table; the dense bytes where the table would cost
+        more than it saves. No lower bound where most values differ, as after pruning alone.
     """
 
     dense_bytes: int = 0

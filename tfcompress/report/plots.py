@@ -68,7 +68,7 @@ def training(stages: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 def kernel_bytes(measures: Mapping[str, Any] | None) -> bytes | None:
-    """Draws the bytes of each kernel: as float32, deflated, and the entropy bound.
+    """Draws the bytes of each kernel: as float32, deflated, and entropy coded.
 
     `measures` is `ModelMeasures.to_dict()`; None where there are no kernels.
     """
@@ -76,7 +76,7 @@ def kernel_bytes(measures: Mapping[str, Any] | None) -> bytes | None:
     if not kernels:
         return None
     bars = {"dense_bytes": MUTED, "deflated_bytes": AFTER, "entropy_bytes": ACCENT}
-    labels = ("float32", "deflated", "entropy bound")
+    labels = ("float32", "deflated", "entropy coded")
     figure, axes = _figure(9, 0.9 + 0.45 * len(kernels))
     rows = np.arange(len(kernels))
     for offset, ((form, color), label) in enumerate(zip(bars.items(), labels, strict=True)):
