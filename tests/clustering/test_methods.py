@@ -14,7 +14,7 @@ BLOCKS = st.tuples(st.integers(1, 30), st.integers(1, 3)).flatmap(
 
 
 def test_names():
-    assert METHODS.names() == ("kmeans",)
+    assert METHODS.names() == ("kmeans", "linear")
 
 
 @pytest.mark.parametrize("name", METHODS.names())

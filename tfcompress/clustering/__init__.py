@@ -18,5 +18,6 @@ METHODS: Registry = Registry("clustering method", __name__)
 # Below the registry, because the methods enter themselves into it.
 from tfcompress.clustering.codebook import Codebook  # noqa: E402
 from tfcompress.clustering.kmeans import KMeans  # noqa: E402
+from tfcompress.clustering.linear import Linear  # noqa: E402
 
-__all__ = ["METHODS", "Codebook", "KMeans"]
+__all__ = ["METHODS", "Codebook", "KMeans", "Linear"]

@@ -1,14 +1,12 @@
 """K-means: exact for scalars, k-means++ and Lloyd for blocks."""
 
 import dataclasses
-import numbers
 from typing import Any
 
 import numpy as np
 
-from tfcompress.clustering import METHODS, scalar
+from tfcompress.clustering import METHODS, arrays, scalar
 from tfcompress.clustering.codebook import Codebook
-from tfcompress.errors import require
 
 # Above this many blocks Lloyd sees a mini-batch at a time.
 _FULL_BATCH = 100_000
@@ -40,32 +38,16 @@ class KMeans:
     max_iterations: int = 300
 
     def __post_init__(self) -> None:
-        for name, low, high in [
-            ("clusters", 2, 65536),
-            ("seed", 0, 2**32 - 1),
-            ("max_iterations", 1, 10**6),
-        ]:
-            value = getattr(self, name)
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            rule = f"must be a whole number in [{low}, {high}]"
-            require(whole and low <= value <= high, f"{name} of KMeans", rule, **{name: value})
+        arrays.check_whole(self, "clusters", 2, 65536)
+        arrays.check_whole(self, "seed", 0, 2**32 - 1)
+        arrays.check_whole(self, "max_iterations", 1, 10**6)
 
     def fit(self, blocks: np.ndarray, sample_weight: np.ndarray | None = None) -> Codebook:
         """Returns the codebook of `blocks`, float (n, d) and finite, at least one.
 
         `sample_weight` (n,), not negative and not all zero, says how much each block counts.
         """
-        blocks = np.asarray(blocks)
-        require(
-            blocks.ndim == 2 and blocks.size > 0,
-            "blocks of KMeans",
-            "must have shape (n, d), not empty",
-            shape=blocks.shape,
-        )
-        blocks = blocks.astype(np.float32, copy=False)
-        require(np.isfinite(blocks).all(), "blocks of KMeans", "must be finite")
-        if sample_weight is not None:
-            sample_weight = _checked_weight(sample_weight, len(blocks))
+        blocks, sample_weight = arrays.checked(blocks, sample_weight, "KMeans")
         if blocks.shape[1] == 1:
             return scalar.fit(blocks[:, 0], sample_weight, self.clusters, self.max_iterations)
         return self._fit_blocks(blocks, sample_weight)
@@ -82,7 +64,7 @@ class KMeans:
             labels = self._estimator(len(blocks)).fit(blocks, None, sample_weight).labels_
         _, indices = np.unique(labels, return_inverse=True)
         indices = indices.reshape(-1).astype(np.int32)
-        return Codebook(_means(blocks, indices, sample_weight), indices)
+        return Codebook(arrays.means(blocks, indices, sample_weight), indices)
 
     def _estimator(self, count: int) -> Any:
         from sklearn import cluster
@@ -97,27 +79,3 @@ class KMeans:
         if count > _FULL_BATCH:
             return cluster.MiniBatchKMeans(batch_size=_BATCH, **arguments)
         return cluster.KMeans(**arguments)
-
-
-def _checked_weight(sample_weight: np.ndarray, count: int) -> np.ndarray:
-    weight = np.asarray(sample_weight, np.float64)
-    require(
-        weight.shape == (count,),
-        "sample_weight of KMeans",
-        f"must have shape ({count},)",
-        shape=weight.shape,
-    )
-    valid = np.isfinite(weight).all() and weight.min() >= 0 and weight.sum() > 0
-    require(valid, "sample_weight of KMeans", "must be finite, not negative and not all zero")
-    return weight
-
-
-def _means(blocks: np.ndarray, indices: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
-    """Returns each cluster's mean, float32 (k, d); where all weights are 0, the plain mean."""
-    weight = np.ones(len(blocks)) if sample_weight is None else sample_weight
-    totals = np.bincount(indices, weight)
-    if (totals == 0).any():
-        weight = np.where(totals[indices] == 0, 1.0, weight)
-        totals = np.bincount(indices, weight)
-    columns = [np.bincount(indices, weight * column) / totals for column in blocks.T]
-    return np.stack(columns, axis=1).astype(np.float32)
