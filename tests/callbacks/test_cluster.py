@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -115,3 +117,18 @@ def test_more_clusters_than_weights_stop_before_training(data):
     model = small_model()
     with pytest.raises(tfc.InputError, match="head/kernel.*48 weights.*clusters=64"):
         fit(model, data, tfc.ClusterOnSchedule({"kmeans": {"clusters": 64}}))
+
+
+def test_a_step_that_never_comes_is_a_warning(data):
+    early, late = (
+        tfc.ClusterOnSchedule("kmeans", begin_step=32),
+        tfc.ClusterOnSchedule("kmeans", begin_step=33),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(small_model(), data, early, tfc.PruneOnSchedule({"polynomial": {"end": 0.5}}))
+    with pytest.warns(UserWarning, match="before begin_step=33: no kernel was clustered"):
+        fit(small_model(), data, late)
+    schedule = tfc.schedules.Polynomial(end=0.5, end_step=100)
+    with pytest.warns(UserWarning, match="before end_step=100: the final sparsity"):
+        fit(small_model(), data, tfc.PruneOnSchedule(schedule))

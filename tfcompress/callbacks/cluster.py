@@ -26,7 +26,8 @@ class ClusterOnSchedule(KernelCallback):
     Args:
         method: the clustering method; see `tfcompress.clustering.METHODS`. A name, a
             `{name: arguments}` mapping or an object.
-        begin_step: the step at which the kernels are clustered, at least 0.
+        begin_step: the step at which the kernels are clustered, at least 0, counted from where this
+            callback met the model. A warning says so if training ends before it.
         block: rows and columns of the blocks that are clustered; a kernel is seen as a matrix of
             inputs x outputs. (1, 1) clusters single weights.
         keep_zeros: whether weights that are zero stay zero, beside the method's clusters.
@@ -102,6 +103,10 @@ class ClusterOnSchedule(KernelCallback):
     def measures(self):
         distinct = [len(np.unique(w[w != 0])) for w in (kernel.value() for kernel in self.targets)]
         return {"distinct_values": max(distinct), "cluster_seconds": self.seconds}
+
+    def missed(self, step):
+        due = self._update_number(step)
+        return "" if due else f"begin_step={self.begin_step}: no kernel was clustered"
 
     def _install(self):
         super()._install()

@@ -1,6 +1,7 @@
 """What the callbacks have in common: they count steps and project kernels."""
 
 import time
+import warnings
 
 import keras
 
@@ -50,6 +51,10 @@ class KernelCallback(keras.callbacks.Callback):
     def measures(self) -> dict[str, float]:
         """Returns what `logs` receive at the end of an epoch."""
         return {}
+
+    def missed(self, step: int) -> str:
+        """Returns what was still to come at `step`, the last one: "" if nothing."""
+        return ""
 
     def apply(self, step: int | None = None) -> None:
         """Brings the kernels to what is due at `step`; a custom training loop calls it every step.
@@ -105,6 +110,13 @@ class KernelCallback(keras.callbacks.Callback):
         # Keras may just have replaced the weights by their moving averages (`use_ema`) or by those
         # of the best epoch: they are projected once more before the kernels are let go.
         self._project()
+        if self._previous_step is not None and (missed := self.missed(self._previous_step)):
+            # The same text for each `fit` of a loop, so that it is shown once.
+            warnings.warn(
+                f"{type(self).__name__}: training ended before {missed}. Steps count from where "
+                "the callback met the model.",
+                stacklevel=2,
+            )
         projection.remove(self.model, self._added)
         self.projections = {}
 

@@ -34,8 +34,9 @@ class PruneOnSchedule(KernelCallback):
     `prune_seconds` (time spent in finding masks).
 
     Args:
-        schedule: sparsity over steps; see `tfcompress.schedules`. If its `end_step` is None, the
-            last quarter of the fit trains at the final sparsity.
+        schedule: sparsity over steps, counted from where this callback met the model; see
+            `tfcompress.schedules`. If its `end_step` is None, the last quarter of the fit trains at
+            the final sparsity. A warning says so if training ends before `end_step`.
         score: which weights go first; see `tfcompress.pruning.SCORES`.
         pattern: `unstructured`, `block` or `n_of_m`; see `tfcompress.pruning.PATTERNS`.
         scope: `layer` prunes each kernel to the scheduled sparsity; `global` prunes all kernels
@@ -138,6 +139,11 @@ class PruneOnSchedule(KernelCallback):
             "sparsity": 1 - nonzeros / sum(w.size for w in values),
             "prune_seconds": self.seconds,
         }
+
+    def missed(self, step):
+        schedules = [self._plans[kernel.path].schedule for kernel in self.targets]
+        late = [schedule.end_step for schedule in schedules if schedule(step) < schedule.end]
+        return f"end_step={max(late)}: the final sparsity was not reached" if late else ""
 
     def _plan(self, rule: Mapping[str, Any]) -> _Plan:
         schedule = schedules.SCHEDULES.create(rule.get("schedule", self.schedule))
