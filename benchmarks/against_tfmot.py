@@ -59,14 +59,14 @@ NETWORKS = {
         clusters=16,
         epochs=(8, 12, 4, 4),
         rates=(1e-3, 1e-3, 3e-4, 1e-4),
-        own={"clusters": 7, "rates": (1e-3, 1e-3, 1e-2, 3e-3)},
+        own={"clusters": 16, "rates": (1e-3, 1e-3, 1e-2, 3e-3)},
     ),
     "lenet5": Settings(
         {"conv1": 0.34, "conv2": 0.88, "fc1": 0.93, "fc2": 0.81},
         clusters=16,
         epochs=(4, 8, 3, 3),
         rates=(1e-3, 1e-3, 3e-4, 1e-4),
-        own={"clusters": 7, "rates": (1e-3, 1e-3, 1e-2, 3e-3)},
+        own={"clusters": 16, "rates": (1e-3, 1e-3, 1e-2, 3e-3)},
     ),
 }
 
@@ -76,12 +76,10 @@ def main(arguments=None):
     if options.side:
         work(options)
         return 0
-    results = {
-        network: [compare(options, network, seed) for seed in options.seeds]
-        for network in options.networks
-    }
-    for network, runs in results.items():
-        print(table(network, runs))
+    results = {}
+    for network in options.networks:
+        results[network] = [compare(options, network, seed) for seed in options.seeds]
+        print(table(network, results[network]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
     return 0

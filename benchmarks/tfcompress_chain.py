@@ -16,7 +16,7 @@ def prune(model, fit, sparsities, end_step):
 
 def cluster(model, fit, clusters):
     """Clusters each kernel, the zeros kept, and trains the centroids."""
-    fit(model, [tfc.ClusterOnSchedule(tfc.clustering.KMeans(clusters=clusters))])
+    fit(model, [tfc.ClusterOnSchedule(tfc.clustering.Linear(clusters=clusters))])
     return model
 
 

@@ -82,9 +82,12 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
         classes=source.classes if source else None,
     )
     samples = source.samples(options.samples) if source else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the file falls short of is said below
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="Model .* as dynamic keeps")
         content = tflite.convert(model, options.scheme, samples, keep_names=options.keep_names)
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
     audit = tflite.audit(content)
     compared = noise(start(content), 64) if samples is None else samples
     comparison = tflite.compare(model, content, compared)

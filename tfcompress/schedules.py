@@ -168,9 +168,7 @@ class Cascade(Ramp):
 @SCHEDULES.register("constant")
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
-    """Keeps the sparsity at `end` from `begin_step` on.
-
-    Which weights are zero is chosen anew until `end_step`, as training makes others small.
+    """Prunes to `end` at `begin_step` and keeps that sparsity; `end_step` changes nothing.
 
     >>> [Constant(end=0.5, begin_step=10)(step) for step in (9, 10, 1000)]
     [0.0, 0.5, 0.5]

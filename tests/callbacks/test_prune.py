@@ -161,3 +161,11 @@ def test_two_of_four(data):
     fit(model, data, tfc.PruneOnSchedule(schedule, pattern="n_of_m", update_every=4))
     groups = np.asarray(model.get_layer("hidden").kernel).reshape(2, 4, 16)
     assert (np.count_nonzero(groups, axis=1) == 2).all()
+
+
+def test_a_short_ramp_is_still_a_ramp(data):
+    model = small_model()
+    schedule = tfc.schedules.Polynomial(end=0.8, end_step=40)
+    history = fit(model, data, tfc.PruneOnSchedule(schedule))
+    assert history.history["sparsity"][0] == pytest.approx(schedule(16), abs=0.01)
+    assert history.history["sparsity"][1] == pytest.approx(schedule(32), abs=0.01)

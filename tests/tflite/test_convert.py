@@ -216,3 +216,9 @@ def test_a_layer_without_integer_kernel_stays_float_with_a_warning():
 def test_an_unbuilt_model_is_refused():
     with pytest.raises(InputError, match="must be built"):
         tflite.convert(Subclassed(), "float32")
+
+
+def test_dynamic_names_the_kernels_that_stay_float():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(400)])
+    with pytest.warns(UserWarning, match=r"keeps small kernels.*FULLY_CONNECTED \(32 weights\)$"):
+        tflite.convert(model, "dynamic")

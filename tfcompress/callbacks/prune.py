@@ -21,6 +21,7 @@ class _Plan:
     schedule: Any
     score: Any
     pattern: Any
+    update_every: int
 
 
 class PruneOnSchedule(KernelCallback):
@@ -45,7 +46,8 @@ class PruneOnSchedule(KernelCallback):
             `{"layers": ".*depthwise.*", "skip": "too few weights to spare"}`. Keys: `layers` (a
             regular expression that matches the whole path of kernel or layer; the last rule that
             matches wins), `skip` (a reason), `end`, `schedule`, `score`, `pattern`.
-        update_every: steps between two searches for new masks, at least 1.
+        update_every: steps between two searches for new masks, at least 1. None: a twentieth of
+            the schedule's ramp, at most 100.
 
     Each of schedule, score and pattern is a name, a `{name: arguments}` mapping or an object.
 
@@ -67,7 +69,7 @@ class PruneOnSchedule(KernelCallback):
         pattern: Any = "unstructured",
         scope: str = "layer",
         rules: Sequence[Mapping[str, Any]] = (),
-        update_every: int = 100,
+        update_every: int | None = None,
     ):
         super().__init__()
         self.schedule = schedules.SCHEDULES.create(schedule)
@@ -76,9 +78,9 @@ class PruneOnSchedule(KernelCallback):
         if scope not in SCOPES:
             raise unknown("scope", scope, SCOPES)
         require(
-            isinstance(update_every, int) and update_every >= 1,
+            update_every is None or (isinstance(update_every, int) and update_every >= 1),
             "update_every of PruneOnSchedule",
-            "must be an integer of at least 1",
+            "must be None or an integer of at least 1",
             update_every=update_every,
         )
         self.scope = scope
@@ -154,20 +156,24 @@ class PruneOnSchedule(KernelCallback):
         total = steps * epochs if steps and epochs else None
         if total and getattr(self.model.optimizer, "gradient_accumulation_steps", None):
             total //= self.model.optimizer.gradient_accumulation_steps
+        schedule = schedules.resolve(schedule, total)
+        ramp = schedule.end_step - schedule.begin_step
         return _Plan(
-            schedules.resolve(schedule, total),
+            schedule,
             pruning.SCORES.create(rule.get("score", self.score)),
             pruning.PATTERNS.create(rule.get("pattern", self.pattern)),
+            # About twenty searches make any ramp smooth; on a long one they cost nothing.
+            self.update_every or min(100, max(1, ramp // 20)),
         )
 
     def _sparsity(self, kernel: Kernel, step: int) -> float:
         """The sparsity of the last update until `step`: updates are `update_every` steps apart,
         and one more falls on the step at which the schedule reaches its end."""
-        schedule = self._plans[kernel.path].schedule
+        plan = self._plans[kernel.path]
+        schedule, every = plan.schedule, plan.update_every
         if schedule(step) == schedule.end:
             return schedule.end
-        since = step - schedule.begin_step
-        return schedule(schedule.begin_step + since // self.update_every * self.update_every)
+        return schedule(schedule.begin_step + (step - schedule.begin_step) // every * every)
 
     def _score(self, path: str, w: np.ndarray) -> np.ndarray:
         score = self._plans[path].score

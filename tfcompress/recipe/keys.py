@@ -195,7 +195,7 @@ class Prune(FitKeys):
     score: Any = "magnitude"
     pattern: Any = "unstructured"
     scope: str = "layer"
-    update_every: Count = 100
+    update_every: Count | None = None
     rules: list[dict[str, Any]] = []
 
 

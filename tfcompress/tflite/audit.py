@@ -22,8 +22,8 @@ class Weight:
 
     name: `operator number OPERATOR`; shape as stored; size: number of weights.
     nonzeros: weights that stand for something else than 0 (the zero-point counts as 0).
-    distinct: different values in the kernel.
-    distinct_per_channel: different values other than 0 in an output channel, the most of all.
+    distinct: different values other than 0 in the kernel.
+    distinct_per_channel: the same in an output channel, the most of all.
     bytes: of its buffer.
     """
 
@@ -180,7 +180,7 @@ def _read(
         dtype=fb.type_name(tensor),
         size=int(np.prod(fb.shape(tensor))),
         nonzeros=int(np.count_nonzero(values)),
-        distinct=len(np.unique(values)),
+        distinct=len(np.unique(values[values != 0])),
         distinct_per_channel=max(len(np.unique(c[c != 0])) for c in channels),
         bytes=len(model.buffers[tensor.buffer].data),
     )

@@ -21,7 +21,7 @@ from tfcompress.models import check_finite
 from tfcompress.silence import silent_stderr
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite import interpreter
-from tfcompress.tflite.audit import audit
+from tfcompress.tflite.audit import Audit, audit
 from tfcompress.tflite.compare import arrange, compare
 from tfcompress.tflite.slim import slim
 
@@ -87,13 +87,21 @@ def convert(
     content = _convert(model, function, scheme, calibration)
     content = slim(_name_ends(content, model, inference, specs), keep_names)
     _verify(model, content, scheme, arrays)
-    if scheme in ("int8", "int16x8") and not (found := audit(content)).full_integer:
-        warnings.warn(
-            f"Model '{model.name}' as {scheme} is not full integer. Float operators: "
-            f"{', '.join(dict.fromkeys(found.float_operators))}",
-            stacklevel=2,
-        )
+    shortfall = _shortfall(audit(content), scheme)
+    if shortfall:
+        warnings.warn(f"Model '{model.name}' as {scheme} {shortfall}", stacklevel=2)
     return content
+
+
+def _shortfall(found: Audit, scheme: str) -> str:
+    """Returns what the file leaves in float against its scheme, "" if nothing."""
+    if scheme in ("int8", "int16x8") and not found.full_integer:
+        names = ", ".join(dict.fromkeys(found.float_operators))
+        return f"is not full integer. Float operators: {names}"
+    kept = [f"{w.name} ({w.size:,} weights)" for w in found.weights if w.dtype == "FLOAT32"]
+    if scheme == "dynamic" and kept:
+        return f"keeps small kernels, of less than 1,024 weights, in float: {', '.join(kept)}"
+    return ""
 
 
 def _inference(model: keras.Model) -> keras.Model:
