@@ -15,7 +15,7 @@ def prune(model, fit, sparsities, end_step):
 
 
 def cluster(model, fit, clusters):
-    """Clusters each kernel, the zeros kept, and trains the centroids."""
+    """Clusters each kernel into levels, the zeros kept, and trains the centroids."""
     fit(model, [tfc.ClusterOnSchedule(tfc.clustering.Linear(clusters=clusters))])
     return model
 
