@@ -34,7 +34,8 @@ def quantize_aware(
 
     Train it with a tenth of the float model's learning rate or less: its BatchNorm is gone.
 
-    A layer that TFLite cannot compute in integers stays float; `skipped` lists them.
+    A layer that TFLite cannot compute in integers stays float; `tfc.wrappers.skipped(model)` lists
+    them with the reason.
 
     Args:
         model: a built Keras 3 model that `graph.functional` can read.
