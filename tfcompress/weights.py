@@ -7,7 +7,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -54,7 +54,7 @@ def kernels(model: keras.Model) -> list[Kernel]:
         raise InputError(f"A model must be a Keras 3 model. Received: {model!r}")
     built = model.built and (not isinstance(model, keras.Sequential) or bool(model.layers))
     require(built, f"Model '{model.name}'", "must be built, for example called once on data")
-    found, seen, paths = [], set(), _Names()
+    found, seen, paths = [], set(), Names()
     for layer, layer_path in _walk(model, "", set()):
         for variable in layer._trainable_variables + layer._non_trainable_variables:
             if id(variable) in seen or not _is_kernel(variable):
@@ -66,11 +66,11 @@ def kernels(model: keras.Model) -> list[Kernel]:
     return found
 
 
-class _Names:
-    """Gives out each name once; a second time with "_1", then "_2"."""
+class Names:
+    """Gives out each name once; a second time with "_1", then "_2". `taken` are given already."""
 
-    def __init__(self) -> None:
-        self._given: set[str] = set()
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._given: set[str] = set(taken)
 
     def unique(self, name: str) -> str:
         candidate, number = name, 0
@@ -94,7 +94,7 @@ def _walk(layer: Any, path: str, seen: set[int], saved: bool = True) -> Iterator
     graph = isinstance(layer, keras.Sequential) or hasattr(layer, "_nodes_by_depth")
     saved = saved and (wraps or graph)
     attributes = {} if graph else _attributes(layer)
-    names = _Names()
+    names = Names()
     for child in layer._flatten_layers(include_self=False, recursive=False):
         name = names.unique(child.name if saved else _stable_name(child, attributes))
         same = wraps and path.rsplit("/", 1)[-1] == name

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress import clustering, rules
-from tfcompress.callbacks.kernel_callback import NO_KERNELS, KernelCallback
+from tfcompress import clustering
+from tfcompress.callbacks.kernel_callback import KernelCallback
 from tfcompress.errors import require
 from tfcompress.projection import value_groups
-from tfcompress.weights import Kernel, from_blocks, kernels, to_blocks
+from tfcompress.weights import Kernel, from_blocks, to_blocks
 
 
 class ClusterOnSchedule(KernelCallback):
@@ -79,11 +79,7 @@ class ClusterOnSchedule(KernelCallback):
         self._plans: dict[str, tuple[Any, tuple[int, int]]] = {}
 
     def select(self) -> list[Kernel]:
-        found = kernels(self.model)
-        chosen = rules.resolve(self.rules, found, ("method", "clusters", "block"))
-        self.skipped = {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
-        targets = [kernel for kernel in found if kernel.path not in self.skipped]
-        require(targets, "ClusterOnSchedule", NO_KERNELS)
+        targets, chosen = self._choose(("method", "clusters", "block"))
         self._plans = {kernel.path: self._plan(kernel, chosen[kernel.path]) for kernel in targets}
         return targets
 

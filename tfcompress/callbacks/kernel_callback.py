@@ -2,13 +2,15 @@
 
 import time
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
-from tfcompress import projection
-from tfcompress.errors import InputError
+from tfcompress import projection, rules
+from tfcompress.errors import InputError, require
 from tfcompress.projection import Projection
-from tfcompress.weights import Kernel
+from tfcompress.weights import Kernel, kernels
 
 NO_KERNELS = (
     "needs at least one kernel that no rule skips; a subclassed model has its kernels once it was "
@@ -26,6 +28,7 @@ class KernelCallback(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
+        self.rules: tuple[Mapping[str, Any], ...] = ()
         self.targets: list[Kernel] = []
         self.projections: dict[str, Projection] = {}
         self.skipped: dict[str, str] = {}
@@ -119,6 +122,15 @@ class KernelCallback(keras.callbacks.Callback):
             )
         projection.remove(self.model, self._added)
         self.projections = {}
+
+    def _choose(self, keys: Sequence[str]) -> tuple[list[Kernel], dict[str, dict[str, Any]]]:
+        """Returns the kernels that no rule skips, and by path the rule (`keys`) for each."""
+        found = kernels(self.model)
+        chosen = rules.resolve(self.rules, found, keys)
+        self.skipped = {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
+        targets = [kernel for kernel in found if kernel.path not in self.skipped]
+        require(targets, type(self).__name__, NO_KERNELS)
+        return targets, chosen
 
     def _install(self) -> None:
         self._previous_step = None

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress import pruning, rules, schedules
-from tfcompress.callbacks.kernel_callback import NO_KERNELS, KernelCallback
+from tfcompress import pruning, schedules
+from tfcompress.callbacks.kernel_callback import KernelCallback
 from tfcompress.errors import require, unknown
-from tfcompress.weights import Kernel, kernels
+from tfcompress.weights import Kernel
 
 SCOPES = ("layer", "global")
 
@@ -89,11 +89,7 @@ class PruneOnSchedule(KernelCallback):
         self._plans: dict[str, _Plan] = {}
 
     def select(self) -> list[Kernel]:
-        found = kernels(self.model)
-        chosen = rules.resolve(self.rules, found, ("end", "schedule", "score", "pattern"))
-        self.skipped = {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
-        targets = [kernel for kernel in found if kernel.path not in self.skipped]
-        require(targets, "PruneOnSchedule", NO_KERNELS)
+        targets, chosen = self._choose(("end", "schedule", "score", "pattern"))
         self._plans = {kernel.path: self._plan(chosen[kernel.path]) for kernel in targets}
         for path, plan in self._plans.items():
             most = plan.pattern.max_sparsity
@@ -143,8 +139,8 @@ class PruneOnSchedule(KernelCallback):
         }
 
     def missed(self, step):
-        schedules = [self._plans[kernel.path].schedule for kernel in self.targets]
-        late = [schedule.end_step for schedule in schedules if schedule(step) < schedule.end]
+        plans = [self._plans[kernel.path].schedule for kernel in self.targets]
+        late = [schedule.end_step for schedule in plans if schedule(step) < schedule.end]
         return f"end_step={max(late)}: the final sparsity was not reached" if late else ""
 
     def _plan(self, rule: Mapping[str, Any]) -> _Plan:

@@ -156,7 +156,7 @@ class _Insertion:
         self._open: set[int] = set()
         self._nonnegative: set[int] = set()
         self._wrappers: dict[int, Any] = {}
-        self._names: set[str] = {operation.name for operation in model.operations}
+        self._names = weights.Names(operation.name for operation in model.operations)
 
     def call(self, node: Any, copy: Any, *args: Any, **kwargs: Any) -> Any:
         how = self._way(node)
@@ -185,7 +185,7 @@ class _Insertion:
             return self._round(y, node, bounds=bounds, only_inference=is_output)
         grid = self._grids.get(id(x)) if isinstance(x, keras.KerasTensor) else None
         if how is Way.AVERAGE:
-            y = OnGrid(name=self._name(f"{node.operation.name}_grid"))(y, grid)
+            y = OnGrid(name=self._names.unique(f"{node.operation.name}_grid"))(y, grid)
         if how in (Way.AVERAGE, Way.MOVE) or (how is Way.SELECT and grid is not None):
             self._grids[id(y)] = grid
             return y
@@ -220,7 +220,7 @@ class _Insertion:
         return below in (Way.CONCATENATE, Way.SELECT) and how is not Way.CONCATENATE
 
     def _round(self, y: Any, node: Any, **options: Any) -> Any:
-        name = self._name(f"{node.operation.name}_range")
+        name = self._names.unique(f"{node.operation.name}_range")
         rounded, grid = FakeQuantize(name=name, **options)(y, self._sums.get(id(y)))
         self._grids[id(rounded)] = grid
         return rounded
@@ -231,7 +231,7 @@ class _Insertion:
             return tensor
         if id(tensor) not in self._rounded:
             producer = tensor._keras_history.operation
-            rounded, grid = FakeQuantize(name=self._name(f"{producer.name}_range"))(tensor)
+            rounded, grid = FakeQuantize(name=self._names.unique(f"{producer.name}_range"))(tensor)
             # The tensor is kept alive with its entry, so that its id stays its own.
             self._rounded[id(tensor)] = (tensor, rounded)
             self._grids[id(rounded)] = grid
@@ -277,14 +277,6 @@ class _Insertion:
             granularity = self._setting(operation).get("granularity", default)
             self._wrappers[id(operation)] = QuantizedLayer(copy, granularity == "per_channel")
         return self._wrappers[id(operation)]
-
-    def _name(self, wanted: str) -> str:
-        name, number = wanted, 0
-        while name in self._names:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._names.add(name)
-        return name
 
 
 def _activation(operation: Any) -> str | None:
