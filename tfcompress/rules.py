@@ -25,7 +25,10 @@ class HasPath(Protocol):
 
 
 def resolve(
-    rules: Sequence[Mapping[str, Any]], kernels: Iterable[HasPath], allowed_keys: Iterable[str]
+    rules: Sequence[Mapping[str, Any]],
+    kernels: Iterable[HasPath],
+    allowed_keys: Iterable[str],
+    kind: str = "kernel",
 ) -> dict[str, dict[str, Any]]:
     """Returns for each kernel's path the rule that holds for it, without its `layers` key.
 
@@ -35,7 +38,8 @@ def resolve(
     gets `{}`.
 
     Raises `InputError` for an unknown key (with the nearest right one), an invalid expression, a
-    `skip` without a reason or with other keys, and a rule that matches nothing.
+    `skip` without a reason or with other keys, and a rule that matches nothing. `kind` is what an
+    error calls the things with a path.
     """
     kernels, allowed = list(kernels), set(allowed_keys)
     resolved: dict[str, dict[str, Any]] = {kernel.path: {} for kernel in kernels}
@@ -46,7 +50,7 @@ def resolve(
         pattern = _compile(rule["layers"], number)
         matched = [k for k in kernels if pattern.fullmatch(k.path) or _on_layer(pattern, k)]
         if not matched:
-            raise _nothing_matched(rule["layers"], number, kernels)
+            raise _nothing_matched(rule["layers"], number, kernels, kind)
         for kernel in matched:
             resolved[kernel.path] = {key: value for key, value in rule.items() if key != "layers"}
     return resolved
@@ -87,8 +91,10 @@ def _compile(expression: str, number: int) -> re.Pattern:
         ) from None
 
 
-def _nothing_matched(expression: str, number: int, kernels: Sequence[HasPath]) -> InputError:
+def _nothing_matched(
+    expression: str, number: int, kernels: Sequence[HasPath], kind: str
+) -> InputError:
     paths = list(dict.fromkeys(path for k in kernels for path in (k.path, k.layer_path)))
     near = difflib.get_close_matches(expression, paths, n=1, cutoff=0.0)
-    hint = f" The nearest path is '{near[0]}'." if near else " There are no kernels."
-    return InputError(f"`layers` of rule {number} matches no kernel: '{expression}'.{hint}")
+    hint = f" The nearest path is '{near[0]}'." if near else f" There are no {kind}s."
+    return InputError(f"`layers` of rule {number} matches no {kind}: '{expression}'.{hint}")

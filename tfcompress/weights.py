@@ -66,6 +66,11 @@ def kernels(model: keras.Model) -> list[Kernel]:
     return found
 
 
+def layer_paths(model: keras.Model) -> dict[int, str]:
+    """Returns the path of every layer below `model`, nested ones too, by `id` of the layer."""
+    return {id(layer): path for layer, path in _walk(model, "", set()) if layer is not model}
+
+
 class Names:
     """Gives out each name once; a second time with "_1", then "_2". `taken` are given already."""
 
