@@ -17,6 +17,7 @@ from tfcompress.errors import InputError
 
 Operation = Any  # keras.Operation: a layer, or what keras.ops records in a functional model
 Call = Callable[..., Any]  # (node, copy, *args, **kwargs) -> outputs of the new graph
+Step = Callable[[Any, str, Any, Any], Any]  # (node, path, args, kwargs) -> outputs
 
 
 def functional(model: keras.Model) -> keras.Model:
@@ -45,8 +46,8 @@ def flatten(model: keras.Model) -> tuple[keras.Model, dict[str, keras.layers.Lay
     The second part connects the flat model with paths and rules that speak about the user's model.
     """
     copies = _Copies()
-    inputs = _new_inputs(model)
-    outputs = _inline(model, inputs, copies, prefix="")
+    inputs = new_inputs(model)
+    outputs = _inline(model, inputs, copies)
     flat = keras.Model(inputs, outputs, name=model.name)
     copies.load_weights()
     return flat, {copies.of(layer).name: layer for layer in copies.layers()}
@@ -70,7 +71,7 @@ def rebuild(model: keras.Model, call: Call | None = None) -> keras.Model:
 
 
 def _rebuild(model: keras.Model, call: Call, copies: "_Copies") -> keras.Model:
-    inputs = _new_inputs(model)
+    inputs = new_inputs(model)
     values = _values(model, inputs)
     for node in nodes(model):
         args, kwargs = _fill_in(node, values)
@@ -207,24 +208,57 @@ class _Copies:
         return candidate
 
 
-def _inline(model: Any, inputs: Any, copies: _Copies, prefix: str) -> Any:
+def _inline(model: Any, inputs: Any, copies: _Copies) -> Any:
     """Returns the outputs of `model` on `inputs`, calling copies of its layers."""
-    model = _as_graph(model)
+
+    def call(node, path, args, kwargs):
+        return copies.of(node.operation, prefix=path.replace("/", "_"))(*args, **kwargs)
+
+    return interpret(model, inputs, call)
+
+
+def interpret(model: keras.Model, inputs: Any, call: Step, inside: bool = True) -> Any:
+    """Returns what `model` makes of `inputs` when `call` stands in for each of its operations.
+
+    The inputs may be anything that is not a list, tuple or mapping: tensors of another graph, or
+    what is known about tensors. For each node, in topological order,
+    `call(node, path, args, kwargs)` returns what takes the place of the node's outputs; `path`
+    names the nested models around it ("" at the top, "encoder/block" further down), `args` and
+    `kwargs` are the call's, with the tensors replaced. `inside` False: a nested model is one
+    operation like any other.
+    """
+    return _interpret(model, inputs, call, inside, path="")
+
+
+def _interpret(model: Any, inputs: Any, call: Step, inside: bool, path: str) -> Any:
+    model = as_graph(model)
     values = _values(model, inputs)
     for node in nodes(model):
         args, kwargs = _fill_in(node, values)
         operation = node.operation
-        if isinstance(operation, keras.Model):
+        if inside and isinstance(operation, keras.Model):
             # Its `training` argument needs no care: in `fit` Keras overrides it.
-            path = f"{prefix}_{operation.name}".lstrip("_")
-            outputs = _inline(operation, args[0] if args else kwargs, copies, path)
+            below = f"{path}/{operation.name}".lstrip("/")
+            outputs = _interpret(operation, args[0] if args else kwargs, call, inside, below)
         else:
-            outputs = copies.of(operation, prefix)(*args, **kwargs)
+            outputs = call(node, path, args, kwargs)
         _record(node, outputs, values)
     return _outputs(model, values)
 
 
-def _as_graph(model: keras.Model) -> keras.Model:
+def is_graph(model: keras.Model) -> bool:
+    """Returns whether the model is functional, or Sequential and built."""
+    return hasattr(model, "_nodes_by_depth") or (
+        isinstance(model, keras.Sequential) and model.built
+    )
+
+
+def inputs_of(model: keras.Model) -> Any:
+    """Returns the symbolic inputs of a functional or Sequential model, in their structure."""
+    return _unpacked(as_graph(model)._inputs_struct)
+
+
+def as_graph(model: keras.Model) -> keras.Model:
     """Returns `model` as a functional one that may share its layers with it."""
     if isinstance(model, keras.Sequential):
         if not model.built:
@@ -240,7 +274,7 @@ def _trace(model: keras.Model) -> keras.Model:
 
     The calls add nodes to the model's own layers; they are taken off again.
     """
-    inputs = _new_inputs(model)
+    inputs = new_inputs(model)
     layers = [layer for layer in model._flatten_layers() if layer is not model]
     before = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in layers]
     training = {"training": False} if "training" in model._call_signature.parameters else {}
@@ -256,12 +290,19 @@ def _trace(model: keras.Model) -> keras.Model:
             del layer._outbound_nodes[outbound:]
 
 
-def _new_inputs(model: keras.Model) -> Any:
-    """Returns new symbolic inputs in the structure in which `model` takes its own."""
+def new_inputs(model: keras.Model, tensors: Any = None) -> Any:
+    """Returns new symbolic inputs in the structure in which `model` takes its own.
+
+    With `tensors`, in that structure, the inputs take their sizes, save those that were left open.
+    """
     if isinstance(model, keras.Sequential) and model.built:
         model = model._functional
     if hasattr(model, "_inputs_struct"):
-        return keras.tree.map_structure(_like, _unpacked(model._inputs_struct))
+        structure = _unpacked(model._inputs_struct)
+        old = keras.tree.flatten(structure)
+        given = old if tensors is None else keras.tree.flatten(tensors)
+        new = [_like(x, size.shape) for x, size in zip(old, given, strict=True)]
+        return keras.tree.pack_sequence_as(structure, new)
     if not model.built:
         raise _unbuilt(model)
     shape = (model.get_build_config() or {}).get("input_shape")
@@ -273,9 +314,10 @@ def _new_inputs(model: keras.Model) -> Any:
     )
 
 
-def _like(x: keras.KerasTensor) -> keras.KerasTensor:
+def _like(x: keras.KerasTensor, sizes: Any) -> keras.KerasTensor:
     name = x._keras_history.operation.name
-    return keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=name)
+    shape = [old if old is None else new for old, new in zip(x.shape, sizes, strict=True)]
+    return keras.Input(batch_shape=shape, dtype=x.dtype, sparse=x.sparse, name=name)
 
 
 def _unpacked(structure: Any) -> Any:

@@ -1,3 +1,14 @@
-"""Changes of structure: a model in, a smaller or simpler model out."""
+"""From a model's graph to a smaller model: folded layers, and channels that really go."""
 
-from tfcompress.structured.fold import fold_batch_norm as fold_batch_norm
+from tfcompress.structured.fold import fold_batch_norm
+from tfcompress.structured.groups import ChannelGroups, Group, Member, channel_groups
+from tfcompress.structured.removal import keep_channels
+
+__all__ = [
+    "ChannelGroups",
+    "Group",
+    "Member",
+    "channel_groups",
+    "fold_batch_norm",
+    "keep_channels",
+]

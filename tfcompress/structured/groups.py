@@ -1,0 +1,190 @@
+"""The channels of a model that can be removed, in groups, with every weight that they touch."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from tfcompress.errors import unknown
+from tfcompress.structured import layers as layers  # each layer's function registers itself
+from tfcompress.structured import trace as tracing
+from tfcompress.structured.trace import PINNED, Trace, Use
+from tfcompress.weights import Names
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """A weight that holds slices of a group's channels along one of its axes.
+
+    `role` says what a slice does: "out" makes the channel (a kernel's columns, a bias), "in" reads
+    it (the next kernel's rows), "each" belongs to it on its way (BatchNorm, depthwise kernels,
+    PReLU). `indices[i]` along `axis` belongs to channel `channels[i]` of the group; there may be
+    several for one channel (after Flatten as many as the map had positions).
+    """
+
+    layer: keras.layers.Layer
+    layer_path: str
+    variable: keras.Variable
+    axis: int
+    role: str
+    channels: np.ndarray
+    indices: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that run in parallel through the same weights; each can go without the others.
+
+    `name` is the path of the first layer that makes them, `size` their number. `inexact` lists
+    why a removal changes more than the silencing of the channels does (a normalization over them).
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    inexact: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelGroups:
+    """All groups of a model, in the order of its layers, and what had to stay.
+
+    A sequence of `Group`; `groups["conv1"]` finds one by name. `pinned` says for each layer whose
+    channels must stay, all or some of them, the reason. `str()` is a table.
+    """
+
+    model: keras.Model
+    groups: tuple[Group, ...]
+    pinned: dict[str, str]
+    trace: Trace = dataclasses.field(repr=False)
+    labels: tuple[np.ndarray, ...] = dataclasses.field(repr=False)  # by group: its labels' channel
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __getitem__(self, key: str | int) -> Group:
+        if isinstance(key, int):
+            return self.groups[key]
+        for group in self.groups:
+            if group.name == key:
+                return group
+        raise unknown("channel group", key, [group.name for group in self.groups])
+
+    def __str__(self) -> str:
+        wide = max([len(group.name) for group in self.groups] + [len("group")])
+        rows = [f"{'group':{wide}}  channels  made, read or carried by"]
+        for group in self.groups:
+            touched = dict.fromkeys(member.layer_path for member in group.members)
+            rows.append(f"{group.name:{wide}}  {group.size:8}  {', '.join(touched)}")
+            rows += [f"{'':{wide}}            {reason}" for reason in group.inexact]
+        rows += [f"pinned: {path}: {reason}" for path, reason in self.pinned.items()]
+        return "\n".join(rows)
+
+
+def channel_groups(model: keras.Model) -> ChannelGroups:
+    """Returns which channels of the model stand and fall together; the model stays as it is.
+
+    Followed are Sequential and functional models with everything that is nested in them, layer by
+    layer; a channel is in a group only if every weight and every shape that would have to change
+    with it is known. Channels of inputs and outputs, and all that meet a layer that is not known
+    (a Lambda, a custom layer), are pinned. Time is linear in the number of layers and channels.
+
+    Raises:
+        InputError: the model is not built, or it or a model in it is subclassed.
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(6, 3, name="conv"),
+    ...     keras.layers.Flatten(), keras.layers.Dense(10, name="head")])
+    >>> groups = channel_groups(model)
+    >>> [(member.layer_path, member.role, member.indices.size) for member in groups["conv"].members]
+    [('conv', 'out', 6), ('conv', 'out', 6), ('head', 'in', 216)]
+    >>> groups.pinned
+    {'head': 'it is an output of the model'}
+    """
+    found = tracing.trace(model)
+    channel_of = found.components()
+    uses = list(found.uses.values())
+    reasons = _reasons(found, channel_of)
+    free = np.ones(channel_of.size, bool)
+    free[channel_of[PINNED]] = False
+    free[list(reasons)] = False
+    group_of = _signatures(uses, channel_of, free)
+    groups, labels, names = [], [], Names()
+    remarks = [(np.unique(channel_of[labels]), reason) for labels, reason in found.remarks]
+    for own in _in_order(group_of, uses, channel_of):
+        members = _members(uses, channel_of, own)
+        made = next((m for m in members if m.role == "out"), members[0])
+        inexact = [reason for channels, reason in remarks if np.isin(own, channels).any()]
+        name = names.unique(made.layer_path)
+        groups.append(Group(name, own.size, tuple(members), tuple(dict.fromkeys(inexact))))
+        labels.append(own)
+    pinned = _pinned(uses, channel_of, reasons)
+    return ChannelGroups(model, tuple(groups), pinned, found, tuple(labels))
+
+
+def _reasons(found: Trace, channel_of: np.ndarray) -> dict[int, str]:
+    """Returns why pinned channels must stay; of several reasons the first that was met."""
+    reasons: dict[int, str] = {}
+    for labels, reason in found.pins:
+        for channel in np.unique(channel_of[labels]).tolist():
+            reasons.setdefault(channel, reason)
+    return reasons
+
+
+def _signatures(uses: list[Use], channel_of: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Returns for each channel a number that is the same for those that touch the same weights.
+
+    0 for channels that are not free or touch none. The sum of a random number for each weight:
+    two different sets agree with a probability of 2**-64.
+    """
+    random = np.random.default_rng(0).integers(1, 2**63, len(uses), dtype=np.uint64)
+    signatures = np.zeros(channel_of.size, np.uint64)
+    for use, number in zip(uses, random, strict=True):
+        signatures[np.unique(channel_of[use.labels])] += number
+    signatures[~free] = 0
+    return signatures
+
+
+def _in_order(
+    group_of: np.ndarray, uses: list[Use], channel_of: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yields the channels of each group as they come in the first weight that they are in."""
+    done: set[int] = set()
+    for use in uses:
+        channels = channel_of[use.labels]
+        _, first = np.unique(channels, return_index=True)
+        channels = channels[np.sort(first)]
+        signatures = group_of[channels]
+        for signature in dict.fromkeys(signatures.tolist()):
+            if signature and signature not in done:
+                done.add(signature)
+                yield channels[signatures == signature]
+
+
+def _members(uses: list[Use], channel_of: np.ndarray, own: np.ndarray) -> list[Member]:
+    position = np.full(channel_of.size, -1)
+    position[own] = np.arange(own.size)
+    members = []
+    for use in uses:
+        channels = position[channel_of[use.labels]]
+        (indices,) = np.nonzero(channels >= 0)
+        if indices.size:
+            member = Member(
+                use.layer, use.path, use.variable, use.axis, use.role, channels[indices], indices
+            )
+            members.append(member)
+    return members
+
+
+def _pinned(uses: list[Use], channel_of: np.ndarray, reasons: dict[int, str]) -> dict[str, str]:
+    pinned: dict[str, str] = {}
+    for use in uses:
+        if use.role == "out":
+            channels = np.unique(channel_of[use.labels]).tolist()
+            why = next((reasons[c] for c in channels if c in reasons), None)
+            if why is not None:
+                pinned.setdefault(use.path, why)
+    return pinned

@@ -1,0 +1,124 @@
+"""Attention: whole heads, and the dimensions inside of them."""
+
+import keras
+import numpy as np
+
+from tfcompress.structured.trace import Axes, Call, Labels, Trace, describe, knows
+
+layers = keras.layers
+
+
+def _projection(found: Trace, call: Call, dense, x: Labels, heads, width, role="out") -> None:
+    """Records kernel (inputs, heads, width) and bias (heads, width) of a projection to heads."""
+    found.use(call, dense.kernel, 0, "in", x)
+    found.use(call, dense.kernel, 1, role, heads)
+    found.use(call, dense.kernel, 2, role, width)
+    if dense.bias is not None:
+        found.use(call, dense.bias, 0, role, heads)
+        found.use(call, dense.bias, 1, role, width)
+
+
+def _output(found: Trace, call: Call, dense, heads, width, units: Labels) -> Labels:
+    """Records kernel (heads, width, outputs) and bias of the projection back."""
+    found.use(call, dense.kernel, 0, "in", heads)
+    found.use(call, dense.kernel, 1, "in", width)
+    units = found.use(call, dense.kernel, 2, "out", units)
+    if dense.bias is not None:
+        found.use(call, dense.bias, 0, "out", units)
+    return units
+
+
+def _keep_scale(found: Trace, dense, width: np.ndarray) -> None:
+    """Scores are divided by the root of the width: narrower queries take that into their weights."""
+    for variable in dense.weights:
+        found.factors[id(variable)] = lambda size: float(np.sqrt(size(width) / width.size))
+
+
+def _tensors(call: Call) -> tuple[Axes, Axes, Axes]:
+    """Returns query, value and key, given by position or by name."""
+    given = dict(zip(("query", "value", "key"), call.args, strict=False)) | call.kwargs
+    query, value = given["query"], given["value"]
+    key = given.get("key")
+    return query, value, value if key is None else key
+
+
+def _fixed_but_last(found: Trace, call: Call, *tensors: Axes) -> None:
+    for x in tensors:
+        for labels in x.labels[:-1]:
+            found.pin(labels, f"{describe(call)} attends along them")
+
+
+@knows(layers.MultiHeadAttention)
+def multi_head(found: Trace, call: Call) -> Axes | list[Axes]:
+    layer = call.operation
+    query, value, key = _tensors(call)
+    output = layer._output_dense
+    if len(output.kernel.shape) != 3:
+        return found.pin_all(call, f"{describe(call)} has an output of several axes")
+    _fixed_but_last(found, call, query, value, key)
+    heads, keys, values = map(found.new, (layer.num_heads, layer.key_dim, layer.value_dim))
+    _projection(found, call, layer._query_dense, query.labels[-1], heads, keys)
+    _projection(found, call, layer._key_dense, key.labels[-1], heads, keys)
+    _projection(found, call, layer._value_dense, value.labels[-1], heads, values)
+    if layer._use_gate:
+        _projection(found, call, layer._gate_dense, query.labels[-1], heads, values)
+    units = _output(found, call, output, heads, values, found.new(output.kernel.shape[2]))
+    _keep_scale(found, layer._query_dense, keys)
+
+    def edit(config, size):
+        return {
+            "num_heads": size(heads),
+            "key_dim": size(keys),
+            "value_dim": size(values),
+            "output_shape": [size(units)],
+        }
+
+    found.edit(call, edit, heads, keys, values, units)
+    shape, *scores = call.outputs
+    result = [Axes.on(shape, len(shape) - 1, units)]
+    return result + [Axes.on(shape, 1, heads) for shape in scores]
+
+
+@knows(layers.GroupQueryAttention)
+def group_query(found: Trace, call: Call) -> Axes | list[Axes]:
+    layer = call.operation
+    query, value, key = _tensors(call)
+    _fixed_but_last(found, call, query, value, key)
+    # A head of keys and values goes with all the heads of queries that share it.
+    heads, width = found.new(layer.num_key_value_heads), found.new(layer.head_dim)
+    shared = np.repeat(heads, layer.num_query_heads // layer.num_key_value_heads)
+    _projection(found, call, layer._query_dense, query.labels[-1], shared, width)
+    _projection(found, call, layer._key_dense, key.labels[-1], heads, width)
+    _projection(found, call, layer._value_dense, value.labels[-1], heads, width)
+    if layer.use_gate:
+        _projection(found, call, layer._gate_dense, query.labels[-1], shared, width)
+    # The layer's output is as wide as its query, whatever the weights.
+    units = found.new(layer._output_dense.kernel.shape[2])
+    units = _output(found, call, layer._output_dense, shared, width, units)
+    found.tie(units, query.labels[-1], f"{describe(call)} is as wide as its query, which must stay")
+    _keep_scale(found, layer._query_dense, width)
+
+    def edit(config, size):
+        return {
+            "num_query_heads": size(shared),
+            "num_key_value_heads": size(heads),
+            "head_dim": size(width),
+        }
+
+    found.edit(call, edit, shared, heads, width)
+    shape, *scores = call.outputs
+    result = [Axes.on(shape, len(shape) - 1, units)]
+    return result + [Axes.on(shape, 1, shared) for shape in scores]
+
+
+@knows(layers.Attention)
+def dot_product(found: Trace, call: Call) -> Axes | list[Axes]:
+    query, value, *key = call.inputs
+    if call.operation.score_mode != "dot" or len(call.outputs) > 1 or len(key) > 1:
+        return found.pin_all(call, f"{describe(call)} scores by more than products")
+    keys = key[0] if key else value
+    _fixed_but_last(found, call, query, value, keys)
+    reason = f"{describe(call)} multiplies them with what must stay"
+    contracted = found.tie(query.labels[-1], keys.labels[-1], reason)
+    found.remark(contracted, f"{describe(call)} leaves their products out of its scores")
+    return Axes.on(call.outputs[0], 2, value.labels[-1])

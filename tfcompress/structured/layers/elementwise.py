@@ -1,0 +1,178 @@
+"""Layers that treat every value alike, and the ones that merge tensors value by value."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.structured.trace import Axes, Call, Labels, Trace, describe, knows
+
+layers = keras.layers
+
+_FUNCTIONS = [
+    "celu",
+    "elu",
+    "exponential",
+    "gelu",
+    "hard_shrink",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
+    "leaky_relu",
+    "linear",
+    "log_sigmoid",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "soft_shrink",
+    "softplus",
+    "softsign",
+    "sparse_plus",
+    "squareplus",
+    "tanh",
+    "tanh_shrink",
+    "threshold",
+]
+ELEMENTWISE = {getattr(keras.activations, name) for name in _FUNCTIONS}
+
+_LAYERS = (
+    layers.ActivityRegularization,
+    layers.AlphaDropout,
+    layers.Dropout,
+    layers.ELU,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.Identity,
+    layers.LeakyReLU,
+    layers.ReLU,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+)
+# What augments images moves or erases whole positions, all channels alike.
+_AUGMENTATION = (
+    layers.RandomCrop,
+    layers.RandomElasticTransform,
+    layers.RandomErasing,
+    layers.RandomFlip,
+    layers.RandomPerspective,
+    layers.RandomRotation,
+    layers.RandomShear,
+    layers.RandomTranslation,
+    layers.RandomZoom,
+)
+
+
+@knows(*_LAYERS, *_AUGMENTATION)
+def elementwise(found: Trace, call: Call) -> Axes:
+    (x,) = call.inputs
+    labels = tuple(
+        found.pin(old, f"{describe(call)} changes their number") if size != new else old
+        for old, size, new in zip(x.labels, x.shape, call.outputs[0], strict=True)
+    )
+    return Axes(call.outputs[0], labels)
+
+
+@knows(layers.Rescaling, layers.Normalization)
+def rescaling(found: Trace, call: Call) -> Axes | list[Axes]:
+    layer = call.operation
+    if type(layer) is layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
+        return elementwise(found, call)
+    return found.pin_all(call, f"{describe(call)} holds a constant for each of them")
+
+
+@knows(layers.Activation)
+def activation(found: Trace, call: Call) -> Axes | list[Axes]:
+    return after_activation(found, call, call.inputs[0])
+
+
+@knows(layers.Softmax)
+def softmax(found: Trace, call: Call) -> Axes | list[Axes]:
+    axis = call.operation.axis
+    return normalized_along(found, call, axis if isinstance(axis, list | tuple) else [axis])
+
+
+def normalized_along(found: Trace, call: Call, axes: Any) -> Axes:
+    """The values along these axes share one sum: none of them can go alone."""
+    x = call.inputs[0]
+    for axis in axes:
+        found.pin(x.labels[axis], f"{describe(call)} shares its sum among them")
+        x = x.having(axis, None)
+    return x
+
+
+def after_activation(found: Trace, call: Call, x: Axes) -> Axes | list[Axes]:
+    """Returns what the layer's activation leaves of the labels: all, if it is elementwise."""
+    function = call.operation.activation
+    if function is None or function in ELEMENTWISE or isinstance(function, _LAYERS):
+        return x
+    if function is keras.activations.softmax or function is keras.activations.log_softmax:
+        found.pin(x.labels[-1], f"the softmax of {describe(call)} shares its sum among them")
+        return x.having(-1, None)
+    for labels in x.labels:
+        found.pin(labels, f"the activation of {describe(call)} may mix them")
+    return Axes.fixed(x.shape)
+
+
+@knows(layers.PReLU)
+def prelu(found: Trace, call: Call) -> Axes:
+    layer, (x,) = call.operation, call.inputs
+    shared = layer.shared_axes or []
+    labels = list(x.labels)
+    for axis in range(1, x.rank):
+        if axis not in shared:
+            labels[axis] = found.use(call, layer.alpha, axis - 1, "each", labels[axis])
+    return Axes(x.shape, tuple(labels))
+
+
+@knows(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
+def merge(found: Trace, call: Call) -> Axes | list[Axes]:
+    if len({x.rank for x in call.inputs}) > 1:
+        return found.pin_all(call, f"{describe(call)} merges tensors of different ranks")
+    return broadcast(found, call, call.inputs)
+
+
+def broadcast(found: Trace, call: Call, inputs: list[Axes]) -> Axes:
+    """Returns the axes of tensors merged value by value, those of size 1 being repeated."""
+    shape = call.outputs[0]
+    labels: list[Labels] = []
+    for axis in range(-len(shape), 0):
+        own = [(x.shape[axis], x.labels[axis]) for x in inputs if x.rank >= -axis]
+        wide = [label for size, label in own if size != 1]
+        merged = wide[0] if wide else None
+        for other in wide[1:]:
+            merged = found.tie(merged, other, f"{describe(call)} adds to them what must stay")
+        for size, label in own:
+            if size == 1:
+                found.pin(label, f"{describe(call)} repeats it")
+        labels.append(merged)
+    return Axes(shape, tuple(labels))
+
+
+@knows(layers.Concatenate)
+def concatenate(found: Trace, call: Call) -> Axes:
+    return joined(found, call, call.operation.axis)
+
+
+def joined(found: Trace, call: Call, axis: int) -> Axes:
+    """Returns the axes of tensors put one after the other: each part keeps its own labels."""
+    shape, first = call.outputs[0], call.inputs[0]
+    axis %= len(shape)
+    labels = list(first.labels)
+    for x in call.inputs[1:]:
+        for other in set(range(len(shape))) - {axis}:
+            reason = f"{describe(call)} puts them beside what must stay"
+            labels[other] = found.tie(labels[other], x.labels[other], reason)
+    parts = [x.labels[axis] for x in call.inputs]
+    if any(part is not None for part in parts):
+        filled = [
+            np.zeros(x.shape[axis], int) if part is None else part
+            for x, part in zip(call.inputs, parts, strict=True)
+        ]
+        labels[axis] = np.concatenate(filled)
+    else:
+        labels[axis] = None
+    return Axes(shape, tuple(labels))

@@ -1,0 +1,46 @@
+"""Recurrent layers: their units are channels, in each gate and in the state."""
+
+import keras
+import numpy as np
+
+from tfcompress.structured.layers.elementwise import ELEMENTWISE
+from tfcompress.structured.trace import Axes, Call, Trace, describe, knows
+
+layers = keras.layers
+GATES = {layers.SimpleRNN: 1, layers.GRU: 3, layers.LSTM: 4}
+
+
+@knows(*GATES)
+def recurrent(found: Trace, call: Call) -> Axes | list[Axes]:
+    layer, (x, *states) = call.operation, call.inputs
+    if not follows_units(layer):
+        return found.pin_all(call, f"{describe(call)} is stateful or has an activation of its own")
+    found.pin(x.labels[1], f"{describe(call)} steps along them")
+    units = cell_units(found, call, layer, x)
+    for state in states:
+        units = found.tie(units, state.labels[-1], f"a state of {describe(call)} must stay")
+    found.edit(call, lambda config, size: {"units": size(units)}, units)
+    return [Axes.on(shape, len(shape) - 1, units) for shape in call.outputs]
+
+
+def follows_units(layer: keras.layers.Layer) -> bool:
+    """Returns whether the units of a recurrent layer can be told apart."""
+    return (
+        type(layer) in GATES
+        and not layer.stateful
+        and {layer.activation, getattr(layer, "recurrent_activation", layer.activation)}
+        <= ELEMENTWISE
+    )
+
+
+def cell_units(found: Trace, call: Call, layer: keras.layers.RNN, x: Axes) -> np.ndarray:
+    """Returns the labels of a layer's units, having recorded them in the weights of its cell."""
+    cell = layer.cell
+    found.use(call, cell.kernel, 0, "in", x.labels[-1])
+    units = found.use(call, cell.recurrent_kernel, 0, "in", found.new(cell.units))
+    gates = np.tile(units, GATES[type(layer)])
+    found.use(call, cell.kernel, 1, "out", gates)
+    found.use(call, cell.recurrent_kernel, 1, "out", gates)
+    if cell.use_bias:
+        found.use(call, cell.bias, -1, "out", gates)
+    return units

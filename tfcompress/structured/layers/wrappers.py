@@ -1,0 +1,63 @@
+"""Layers around a layer: TimeDistributed and Bidirectional."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from tfcompress.structured.layers.recurrent import cell_units, follows_units
+from tfcompress.structured.trace import Axes, Call, Trace, describe, knows, pass_on
+
+layers = keras.layers
+
+
+@knows(layers.TimeDistributed)
+def time_distributed(found: Trace, call: Call) -> Axes | list[Axes]:
+    (x, *more), layer = call.inputs, call.operation.layer
+    if more or isinstance(layer, keras.Model):
+        return found.pin_all(call, f"{describe(call)} holds a model or takes several tensors")
+    found.pin(x.labels[1], f"{describe(call)} steps along them")
+    step = Axes((x.shape[0], *x.shape[2:]), (x.labels[0], *x.labels[2:]))
+    shapes = [(shape[0], *shape[2:]) for shape in call.outputs]
+    name = layer.name
+    inner = dataclasses.replace(
+        call, operation=layer, path=f"{call.path}/{name}", inputs=[step], outputs=shapes
+    )
+    outputs = pass_on(found, inner)
+    if id(layer) in found.edits:
+        change, labels = found.edits[id(layer)]
+
+        def edit(config, size):
+            wrapped = config["layer"]
+            changed = wrapped["config"] | change(wrapped["config"], size)
+            return {"layer": wrapped | {"config": changed}}
+
+        found.edit(call, edit, *labels)
+    return [
+        Axes(shape, (step.labels[0], None, *step.labels[1:]))
+        for step, shape in zip(outputs, call.outputs, strict=True)
+    ]
+
+
+@knows(layers.Bidirectional)
+def bidirectional(found: Trace, call: Call) -> Axes | list[Axes]:
+    wrapper, x = call.operation, call.inputs[0]
+    both = wrapper.forward_layer, wrapper.backward_layer
+    alone = len(call.inputs) == len(call.outputs) == 1
+    if not alone or not all(map(follows_units, both)):
+        return found.pin_all(call, f"{describe(call)} has states, or layers that are not known")
+    found.pin(x.labels[1], f"{describe(call)} steps along them")
+    units = [cell_units(found, call, layer, x) for layer in both]
+    # Both directions are made from one configuration.
+    found.tie(*units, reason=f"both directions of {describe(call)} are equally wide")
+
+    def edit(config, size):
+        parts = {key: config[key] for key in ("layer", "backward_layer") if config.get(key)}
+        return {
+            key: part | {"config": part["config"] | {"units": size(units[0])}}
+            for key, part in parts.items()
+        }
+
+    found.edit(call, edit, units[0])
+    labels = np.concatenate(units) if wrapper.merge_mode == "concat" else units[0]
+    return Axes.on(call.outputs[0], len(call.outputs[0]) - 1, labels)
