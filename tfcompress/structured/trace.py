@@ -11,8 +11,9 @@ How a layer passes labels on is told in `tfcompress.structured.layers`, a functi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import keras
 import numpy as np
@@ -92,6 +93,8 @@ class Trace:
         self.calls: dict[int, Callable[[Any, Any, Sizes], Any]] = {}  # by id of a node
         self.factors: dict[int, Callable[[Sizes], float]] = {}  # by id of a variable
         self.tensors: dict[int, Axes] = {}  # by id of a KerasTensor
+        self.kernels: list[tuple[keras.Variable, int]] = []  # how often each weight multiplies
+        self.products: list[list[tuple[int, Labels]]] = []  # of activations: axis by axis
         self.remarks: list[tuple[np.ndarray, str]] = []
         self.pins: list[tuple[np.ndarray, str]] = []
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
@@ -101,7 +104,12 @@ class Trace:
         self.count += size
         return np.arange(self.count - size, self.count)
 
-    def tie(self, first: Labels, second: Labels, reason: str) -> Labels:
+    @overload
+    def tie(self, first: np.ndarray, second: np.ndarray, reason: str) -> np.ndarray: ...
+    @overload
+    def tie(self, first: Labels, second: Labels, reason: str) -> Labels: ...
+
+    def tie(self, first, second, reason):
         """Makes two axes of one length stand and fall together, index by index."""
         if first is None or second is None:
             return self.pin(first if second is None else second, reason)
@@ -129,7 +137,14 @@ class Trace:
         if labels is not None and labels.any():
             self.remarks.append((labels, reason))
 
-    def use(self, call: Call, variable: Any, axis: int, role: str, labels: Labels) -> Labels:
+    @overload
+    def use(
+        self, call: Call, variable: Any, axis: int, role: str, labels: np.ndarray
+    ) -> np.ndarray: ...
+    @overload
+    def use(self, call: Call, variable: Any, axis: int, role: str, labels: Labels) -> Labels: ...
+
+    def use(self, call, variable, axis, role, labels):
         """Records a weight's axis that follows the labels; a shared weight ties all its uses.
 
         `role`: "out", the slice makes the channel; "in", it reads the channel; "each", it belongs
@@ -154,6 +169,17 @@ class Trace:
             if first is not second:
                 reason = f"{describe(call)} is shared with a place where channels cannot go"
                 self.tie(first, second, reason)
+
+    def multiply(self, kernel: Any, positions: Sequence[int | None]) -> None:
+        """Counts multiplications: each weight of the kernel multiplies once at each position.
+
+        A size that is known at run time only counts as 1.
+        """
+        self.kernels.append((kernel, math.prod(size or 1 for size in positions)))
+
+    def contract(self, *axes: tuple[int | None, Labels]) -> None:
+        """Counts multiplications of two activations: the product of the sizes of these axes."""
+        self.products.append([(size or 1, labels) for size, labels in axes])
 
     def components(self) -> np.ndarray:
         """Returns for each label the number of the channel, tied labels being one channel."""

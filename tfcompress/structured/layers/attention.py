@@ -1,5 +1,7 @@
 """Attention: whole heads, and the dimensions inside of them."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -18,7 +20,7 @@ def _projection(found: Trace, call: Call, dense, x: Labels, heads, width, role="
         found.use(call, dense.bias, 1, role, width)
 
 
-def _output(found: Trace, call: Call, dense, heads, width, units: Labels) -> Labels:
+def _output(found: Trace, call: Call, dense, heads, width, units: np.ndarray) -> np.ndarray:
     """Records kernel (heads, width, outputs) and bias of the projection back."""
     found.use(call, dense.kernel, 0, "in", heads)
     found.use(call, dense.kernel, 1, "in", width)
@@ -29,9 +31,25 @@ def _output(found: Trace, call: Call, dense, heads, width, units: Labels) -> Lab
 
 
 def _keep_scale(found: Trace, dense, width: np.ndarray) -> None:
-    """Scores are divided by the root of the width: narrower queries take that into their weights."""
+    """Scores are divided by the root of the width: narrower queries make up for it."""
     for variable in dense.weights:
         found.factors[id(variable)] = lambda size: float(np.sqrt(size(width) / width.size))
+
+
+def _count(
+    found: Trace, layer, query: Axes, key: Axes, heads, keys: np.ndarray, values: np.ndarray
+) -> None:
+    """Counts the multiplications: four projections, the scores, and what they weigh."""
+    asked, answers = (math.prod(size or 1 for size in x.shape[1:-1]) for x in (query, key))
+    for dense, positions in (
+        (layer._query_dense, asked),
+        (layer._key_dense, answers),
+        (layer._value_dense, answers),
+        (layer._output_dense, asked),
+    ):
+        found.multiply(dense.kernel, [positions])
+    for width in (keys, values):
+        found.contract((asked, None), (answers, None), (heads.size, heads), (width.size, width))
 
 
 def _tensors(call: Call) -> tuple[Axes, Axes, Axes]:
@@ -56,7 +74,8 @@ def multi_head(found: Trace, call: Call) -> Axes | list[Axes]:
     if len(output.kernel.shape) != 3:
         return found.pin_all(call, f"{describe(call)} has an output of several axes")
     _fixed_but_last(found, call, query, value, key)
-    heads, keys, values = map(found.new, (layer.num_heads, layer.key_dim, layer.value_dim))
+    heads, keys = found.new(layer.num_heads), found.new(layer.key_dim)
+    values = found.new(layer.value_dim)
     _projection(found, call, layer._query_dense, query.labels[-1], heads, keys)
     _projection(found, call, layer._key_dense, key.labels[-1], heads, keys)
     _projection(found, call, layer._value_dense, value.labels[-1], heads, values)
@@ -64,6 +83,7 @@ def multi_head(found: Trace, call: Call) -> Axes | list[Axes]:
         _projection(found, call, layer._gate_dense, query.labels[-1], heads, values)
     units = _output(found, call, output, heads, values, found.new(output.kernel.shape[2]))
     _keep_scale(found, layer._query_dense, keys)
+    _count(found, layer, query, key, heads, keys, values)
 
     def edit(config, size):
         return {
@@ -97,6 +117,7 @@ def group_query(found: Trace, call: Call) -> Axes | list[Axes]:
     units = _output(found, call, layer._output_dense, shared, width, units)
     found.tie(units, query.labels[-1], f"{describe(call)} is as wide as its query, which must stay")
     _keep_scale(found, layer._query_dense, width)
+    _count(found, layer, query, key, shared, width, width)
 
     def edit(config, size):
         return {
@@ -121,4 +142,6 @@ def dot_product(found: Trace, call: Call) -> Axes | list[Axes]:
     reason = f"{describe(call)} multiplies them with what must stay"
     contracted = found.tie(query.labels[-1], keys.labels[-1], reason)
     found.remark(contracted, f"{describe(call)} leaves their products out of its scores")
+    for x in (query, value):
+        found.contract((query.shape[1], None), (keys.shape[1], None), (x.shape[2], x.labels[2]))
     return Axes.on(call.outputs[0], 2, value.labels[-1])

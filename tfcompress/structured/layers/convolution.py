@@ -1,5 +1,7 @@
 """Convolutions: plain, grouped, transposed, depthwise and separable, in one to three dimensions."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
@@ -13,6 +15,12 @@ layers = keras.layers
 def channel_axis(layer: keras.layers.Layer, rank: int) -> int:
     """Returns the axis of a tensor's channels, in the layer's data format."""
     return 1 if layer.data_format == "channels_first" else rank - 1
+
+
+def positions(layer: keras.layers.Layer, shape: Sequence[int | None]) -> list[int | None]:
+    """Returns the sizes of a tensor's positions: its shape without batch and channels."""
+    channels = channel_axis(layer, len(shape))
+    return [size for axis, size in enumerate(shape) if axis not in (0, channels)]
 
 
 def _result(found: Trace, call: Call, labels: Labels) -> Axes | list[Axes]:
@@ -49,6 +57,7 @@ def convolution(found: Trace, call: Call) -> Axes | list[Axes]:
     if layer.use_bias:
         found.use(call, layer.bias, 0, "out", filters)
     found.edit(call, lambda config, size: {"filters": size(filters)}, filters)
+    found.multiply(layer.kernel, positions(layer, call.outputs[0]))
     return _result(found, call, filters)
 
 
@@ -66,6 +75,7 @@ def _one_input_per_group(found: Trace, call: Call, labels: Labels) -> Axes | lis
         return {"filters": size(filters), "groups": size(labels)}
 
     found.edit(call, edit, filters, labels)
+    found.multiply(layer.kernel, positions(layer, call.outputs[0]))
     return _result(found, call, filters)
 
 
@@ -79,6 +89,7 @@ def transposed(found: Trace, call: Call) -> Axes | list[Axes]:
     if layer.use_bias:
         found.use(call, layer.bias, 0, "out", filters)
     found.edit(call, lambda config, size: {"filters": size(filters)}, filters)
+    found.multiply(layer.kernel, positions(layer, x.shape))
     return _result(found, call, filters)
 
 
@@ -91,6 +102,7 @@ def depthwise(found: Trace, call: Call) -> Axes | list[Axes]:
         labels = np.repeat(labels, layer.depth_multiplier)
     if layer.use_bias:
         found.use(call, layer.bias, 0, "each", labels)
+    found.multiply(layer.kernel, positions(layer, call.outputs[0]))
     return _result(found, call, labels)
 
 
@@ -106,4 +118,6 @@ def separable(found: Trace, call: Call) -> Axes | list[Axes]:
     if layer.use_bias:
         found.use(call, layer.bias, 0, "out", filters)
     found.edit(call, lambda config, size: {"filters": size(filters)}, filters)
+    for kernel in (layer.depthwise_kernel, layer.pointwise_kernel):
+        found.multiply(kernel, positions(layer, call.outputs[0]))
     return _result(found, call, filters)

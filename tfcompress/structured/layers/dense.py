@@ -32,6 +32,7 @@ def dense(found: Trace, call: Call) -> Axes | list[Axes]:
         found.use(call, layer.bias, 0, "out", units)
     found.edit(call, lambda config, size: {"units": size(units)}, units)
     shape = call.outputs[0]
+    found.multiply(layer.kernel, shape[1:-1])
     return after_activation(found, call, Axes(shape, (*x.labels[:-1], units)))
 
 
@@ -62,6 +63,8 @@ def einsum_dense(found: Trace, call: Call) -> Axes | list[Axes]:
             new = found.new(layer.kernel.shape[axis])
             known[letter] = found.use(call, layer.kernel, axis, "out", new)
     result = [known[letter] for letter in target]
+    sizes = list(zip(target, call.outputs[0], strict=True))[1:]
+    found.multiply(layer.kernel, [size for letter, size in sizes if letter not in kernel])
     if layer.bias_axes:
         for axis, letter in enumerate(layer.bias_axes):
             if layer.bias.shape[axis - len(layer.bias_axes)] > 1:

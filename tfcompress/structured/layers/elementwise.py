@@ -5,38 +5,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.structured.trace import Axes, Call, Labels, Trace, describe, knows
+from tfcompress.structured.trace import PINNED, Axes, Call, Labels, Trace, describe, knows
 
 layers = keras.layers
 
-_FUNCTIONS = [
-    "celu",
-    "elu",
-    "exponential",
-    "gelu",
-    "hard_shrink",
-    "hard_sigmoid",
-    "hard_silu",
-    "hard_tanh",
-    "leaky_relu",
-    "linear",
-    "log_sigmoid",
-    "mish",
-    "relu",
-    "relu6",
-    "selu",
-    "sigmoid",
-    "silu",
-    "soft_shrink",
-    "softplus",
-    "softsign",
-    "sparse_plus",
-    "squareplus",
-    "tanh",
-    "tanh_shrink",
-    "threshold",
-]
-ELEMENTWISE = {getattr(keras.activations, name) for name in _FUNCTIONS}
+_FUNCTIONS = """
+    celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear
+    log_sigmoid mish relu relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus
+    squareplus tanh tanh_shrink threshold
+"""
+ELEMENTWISE = {getattr(keras.activations, name) for name in _FUNCTIONS.split()}
 
 _LAYERS = (
     layers.ActivityRegularization,
@@ -68,12 +46,12 @@ _AUGMENTATION = (
 
 @knows(*_LAYERS, *_AUGMENTATION)
 def elementwise(found: Trace, call: Call) -> Axes:
-    (x,) = call.inputs
-    labels = tuple(
-        found.pin(old, f"{describe(call)} changes their number") if size != new else old
-        for old, size, new in zip(x.labels, x.shape, call.outputs[0], strict=True)
-    )
-    return Axes(call.outputs[0], labels)
+    (x,), shape = call.inputs, call.outputs[0]
+    for axis, labels in enumerate(x.labels):
+        if shape[axis] != x.shape[axis]:
+            found.pin(labels, f"{describe(call)} changes their number")
+            x = x.having(axis, None)
+    return Axes(shape, x.labels)
 
 
 @knows(layers.Rescaling, layers.Normalization)
@@ -169,7 +147,7 @@ def joined(found: Trace, call: Call, axis: int) -> Axes:
     parts = [x.labels[axis] for x in call.inputs]
     if any(part is not None for part in parts):
         filled = [
-            np.zeros(x.shape[axis], int) if part is None else part
+            np.full(x.shape[axis] or 0, PINNED) if part is None else part
             for x, part in zip(call.inputs, parts, strict=True)
         ]
         labels[axis] = np.concatenate(filled)

@@ -9,113 +9,22 @@ from tfcompress.structured.layers.elementwise import broadcast, joined, normaliz
 from tfcompress.structured.layers.reshaping import follow, reshaped, transposed
 from tfcompress.structured.trace import Axes, Call, Labels, Trace, describe, knows
 
-_ARITHMETIC = [
-    "Absolute",
-    "Add",
-    "Arctan",
-    "Arctan2",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Copy",
-    "Cos",
-    "Cosh",
-    "Divide",
-    "DivideNoNan",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Exp2",
-    "Expm1",
-    "Floor",
-    "FloorDivide",
-    "Fmax",
-    "Fmin",
-    "Gelu",
-    "Greater",
-    "GreaterEqual",
-    "HardShrink",
-    "HardSigmoid",
-    "HardSilu",
-    "HardTanh",
-    "Heaviside",
-    "Isfinite",
-    "Isinf",
-    "Isnan",
-    "LeakyRelu",
-    "Less",
-    "LessEqual",
-    "Log",
-    "Log10",
-    "Log1p",
-    "Log2",
-    "LogSigmoid",
-    "LogicalAnd",
-    "LogicalNot",
-    "LogicalOr",
-    "LogicalXor",
-    "Maximum",
-    "Minimum",
-    "Mod",
-    "Multiply",
-    "NanToNum",
-    "Negative",
-    "NotEqual",
-    "OnesLike",
-    "Power",
-    "Reciprocal",
-    "Relu",
-    "Relu6",
-    "Round",
-    "Rsqrt",
-    "Selu",
-    "Sigmoid",
-    "Sign",
-    "Silu",
-    "Sin",
-    "Sinh",
-    "SoftShrink",
-    "Softplus",
-    "Softsign",
-    "SparsePlus",
-    "SparseSigmoid",
-    "Sqrt",
-    "Square",
-    "Squareplus",
-    "StopGradient",
-    "Subtract",
-    "Tan",
-    "Tanh",
-    "TanhShrink",
-    "Threshold",
-    "TrueDivide",
-    "Trunc",
-    "Where",
-    "ZerosLike",
-]
-_REDUCTIONS = [
-    "All",
-    "Amax",
-    "Amin",
-    "Any",
-    "Argmax",
-    "Argmin",
-    "CountNonzero",
-    "Logsumexp",
-    "Max",
-    "Mean",
-    "Median",
-    "Min",
-    "Prod",
-    "Std",
-    "Sum",
-    "Var",
-]
+_ARITHMETIC = """
+    Absolute Add Arctan Arctan2 Cast Ceil Celu Clip Copy Cos Cosh Divide DivideNoNan Elu Equal
+    Erf Exp Exp2 Expm1 Floor FloorDivide Fmax Fmin Gelu Greater GreaterEqual HardShrink
+    HardSigmoid HardSilu HardTanh Heaviside Isfinite Isinf Isnan LeakyRelu Less LessEqual Log
+    Log10 Log1p Log2 LogSigmoid LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod
+    Multiply NanToNum Negative NotEqual OnesLike Power Reciprocal Relu Relu6 Round Rsqrt Selu
+    Sigmoid Sign Silu Sin Sinh SoftShrink Softplus Softsign SparsePlus SparseSigmoid Sqrt Square
+    Squareplus StopGradient Subtract Tan Tanh TanhShrink Threshold TrueDivide Trunc Where
+    ZerosLike
+"""
+_REDUCTIONS = """
+    All Amax Amin Any Argmax Argmin CountNonzero Logsumexp Max Mean Median Min Prod Std Sum Var
+"""
 
 
-@knows(*_ARITHMETIC)
+@knows(*_ARITHMETIC.split())
 def arithmetic(found: Trace, call: Call) -> Axes:
     given = keras.tree.flatten((call.args, call.kwargs))
     tensors = [x if isinstance(x, Axes) else Axes.fixed(np.shape(x)) for x in given if _sized(x)]
@@ -126,7 +35,7 @@ def _sized(x: Any) -> bool:
     return isinstance(x, Axes) or (hasattr(x, "shape") and len(x.shape) > 0)
 
 
-@knows(*_REDUCTIONS)
+@knows(*_REDUCTIONS.split())
 def reduction(found: Trace, call: Call) -> Axes:
     (x,), axes = call.inputs, call.operation.axis
     if axes is None:
@@ -161,20 +70,20 @@ def ravel(found: Trace, call: Call) -> Axes:
 @knows("Transpose", "Moveaxis", "Swapaxes")
 def transpose(found: Trace, call: Call) -> Axes:
     op, (x,) = call.operation, call.inputs
-    order = np.arange(x.rank)
+    # numpy moves the axes of an array whose sizes tell them apart.
+    axes = np.empty(range(x.rank))
     if type(op).__name__ == "Transpose":
-        order = order[::-1] if op.axes is None else np.array(op.axes) % x.rank
+        axes = np.transpose(axes, op.axes)
     elif type(op).__name__ == "Swapaxes":
-        order[[op.axis1, op.axis2]] = order[[op.axis2, op.axis1]]
+        axes = np.swapaxes(axes, op.axis1, op.axis2)
     else:
-        # numpy moves the axes of an array whose sizes tell them apart.
-        order = np.moveaxis(np.empty(range(x.rank)), op.source, op.destination).shape
-    return transposed(x, [int(axis) for axis in order])
+        axes = np.moveaxis(axes, op.source, op.destination)
+    return transposed(x, axes.shape)
 
 
 @knows("ExpandDims")
 def expand_dims(found: Trace, call: Call) -> Axes:
-    (x,), labels = call.inputs, list(call.inputs[0].labels)
+    labels = list(call.inputs[0].labels)
     rank = len(call.outputs[0])
     for axis in sorted(int(axis) % rank for axis in np.atleast_1d(call.operation.axis)):
         labels.insert(axis, None)
@@ -306,7 +215,13 @@ def matmul(found: Trace, call: Call) -> Axes | list[Axes]:
     shape = call.outputs[0]
     outer = [Axes(x.shape[:-2], x.labels[:-2]) for x in (first, second)]
     batch = broadcast(found, _with_outputs(call, shape[:-2]), outer)
-    return Axes(shape, (*batch.labels, first.labels[-2], second.labels[-1]))
+    result = Axes(shape, (*batch.labels, first.labels[-2], second.labels[-1]))
+    found.contract(*_sizes(result)[1:], (first.shape[-1], contracted))
+    return result
+
+
+def _sizes(x: Axes) -> list[tuple[int | None, Labels]]:
+    return list(zip(x.shape, x.labels, strict=True))
 
 
 def _with_outputs(call: Call, shape: tuple) -> Call:
@@ -321,11 +236,14 @@ def einsum(found: Trace, call: Call) -> Axes | list[Axes]:
     sources, target = equation.split("->")
     known: dict[str, Labels] = {}
     seen: set[str] = set()
+    sizes: dict[str, int | None] = {}
     for letters, x in zip(sources.split(","), call.inputs, strict=True):
         for letter, labels in zip(letters, x.labels, strict=True):
             reason = f"{describe(call)} multiplies them with what must stay"
             known[letter] = found.tie(known[letter], labels, reason) if letter in seen else labels
             seen.add(letter)
+        sizes |= dict(zip(letters, x.shape, strict=True))
     for letter in seen - set(target):
         found.remark(known[letter], f"{describe(call)} leaves their products out")
+    found.contract(*((sizes[letter], known[letter]) for letter in seen - {target[0]}))
     return Axes(call.outputs[0], tuple(known[letter] for letter in target))

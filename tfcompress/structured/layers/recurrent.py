@@ -18,7 +18,7 @@ def recurrent(found: Trace, call: Call) -> Axes | list[Axes]:
     found.pin(x.labels[1], f"{describe(call)} steps along them")
     units = cell_units(found, call, layer, x)
     for state in states:
-        units = found.tie(units, state.labels[-1], f"a state of {describe(call)} must stay")
+        found.tie(units, state.labels[-1], f"a state of {describe(call)} must stay")
     found.edit(call, lambda config, size: {"units": size(units)}, units)
     return [Axes.on(shape, len(shape) - 1, units) for shape in call.outputs]
 
@@ -38,6 +38,8 @@ def cell_units(found: Trace, call: Call, layer: keras.layers.RNN, x: Axes) -> np
     cell = layer.cell
     found.use(call, cell.kernel, 0, "in", x.labels[-1])
     units = found.use(call, cell.recurrent_kernel, 0, "in", found.new(cell.units))
+    for kernel in (cell.kernel, cell.recurrent_kernel):
+        found.multiply(kernel, x.shape[1:2])
     gates = np.tile(units, GATES[type(layer)])
     found.use(call, cell.kernel, 1, "out", gates)
     found.use(call, cell.recurrent_kernel, 1, "out", gates)

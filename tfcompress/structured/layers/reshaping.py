@@ -60,10 +60,11 @@ def reshaped(found: Trace, call: Call, x: Axes) -> Axes:
         merged = _merged(found, call, x, source)
         if merged is None:
             continue
-        if any(shape[axis] is None for axis in target):
+        sizes = [size for axis in target if (size := shape[axis]) is not None]
+        if len(sizes) < len(target):
             found.pin(merged, f"{describe(call)} has sizes that are known at run time only")
-        elif target:
-            axis, rest = _split(found, call, merged, [shape[axis] for axis in target])
+        elif sizes:
+            axis, rest = _split(found, call, merged, sizes)
             labels[target[axis]] = rest
     return Axes(shape, tuple(labels))
 
@@ -87,7 +88,8 @@ def _same_products(source: Sequence, target: Sequence) -> list[tuple[list[int], 
         head = list(range(len(source) - n)), list(range(len(target) - n))
         tail = [([len(source) - k], [len(target) - k]) for k in range(n, 0, -1)]
         return [head, *tail]
-    runs, i, j = [], 0, 0
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
     while i < len(source) or j < len(target):
         a, b = ([i], [j]) if i < len(source) and j < len(target) else ([], [])
         i, j = i + len(a), j + len(b)
@@ -110,19 +112,19 @@ def _product(shape: Sequence[int], axes: Sequence[int]) -> int:
 
 def _merged(found: Trace, call: Call, x: Axes, axes: list[int]) -> Labels:
     """Returns the labels of the values of several axes in a row; only one of them can be free."""
-    free = [axis for axis in axes if x.labels[axis] is not None]
+    free = {axis: own for axis in axes if (own := x.labels[axis]) is not None}
     if not free:
         return None
-    kept = max(free, key=lambda axis: np.unique(x.labels[axis]).size)
-    for axis in free:
+    kept, labels = max(free.items(), key=lambda item: np.unique(item[1]).size)
+    for axis, other in free.items():
         if axis != kept:
-            found.pin(x.labels[axis], f"{describe(call)} merges them with other channels")
-    if any(x.shape[axis] is None for axis in axes):
-        found.pin(x.labels[kept], f"{describe(call)} has sizes that are known at run time only")
+            found.pin(other, f"{describe(call)} merges them with other channels")
+    shape = [size for axis in axes if (size := x.shape[axis]) is not None]
+    if len(shape) < len(axes):
+        found.pin(labels, f"{describe(call)} has sizes that are known at run time only")
         return None
-    shape = [x.shape[axis] for axis in axes]
     sizes = [size if axis == kept else 1 for axis, size in zip(axes, shape, strict=True)]
-    return np.broadcast_to(x.labels[kept].reshape(sizes), shape).reshape(-1)
+    return np.broadcast_to(labels.reshape(sizes), shape).reshape(-1)
 
 
 def _split(

@@ -23,7 +23,10 @@ def time_distributed(found: Trace, call: Call) -> Axes | list[Axes]:
     inner = dataclasses.replace(
         call, operation=layer, path=f"{call.path}/{name}", inputs=[step], outputs=shapes
     )
+    before = len(found.kernels)
     outputs = pass_on(found, inner)
+    steps = x.shape[1] or 1
+    found.kernels[before:] = [(kernel, n * steps) for kernel, n in found.kernels[before:]]
     if id(layer) in found.edits:
         change, labels = found.edits[id(layer)]
 
@@ -49,7 +52,7 @@ def bidirectional(found: Trace, call: Call) -> Axes | list[Axes]:
     found.pin(x.labels[1], f"{describe(call)} steps along them")
     units = [cell_units(found, call, layer, x) for layer in both]
     # Both directions are made from one configuration.
-    found.tie(*units, reason=f"both directions of {describe(call)} are equally wide")
+    found.tie(units[0], units[1], f"both directions of {describe(call)} are equally wide")
 
     def edit(config, size):
         parts = {key: config[key] for key in ("layer", "backward_layer") if config.get(key)}
