@@ -1,0 +1,32 @@
+"""The first-order Taylor score of a channel."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tfcompress.structured import slices
+from tfcompress.structured.scores import SCORES
+
+
+@SCORES.register("gradient")
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """Channels go first whose removal changes the loss least, to first order.
+
+    score = mean over batches of |sum of w g over the channel's slice|, g the gradient of the
+    batch's mean loss: w g summed is the change of the loss when the slice becomes zero. The parts
+    of one layer that become zero together are summed before the magnitude is taken: kernel and bias
+    (out), gamma and beta (each), the next layer's rows (in). All of them count: each is an
+    estimate of the same change. Moving means and variances do not, they are not learnt.
+
+    Source: Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient
+    inference", and 2019, "Importance estimation for neural network pruning".
+    """
+
+    needs: ClassVar[str] = "gradients"
+    normalise: ClassVar[bool] = True
+
+    def score(self, group: Any, evidence: Any) -> np.ndarray:
+        """Returns one number per channel, of mean 1: float64 (group.size,)."""
+        return slices.average(group, evidence.of("taylor", group), "weights that are learnt")
