@@ -25,7 +25,7 @@ MOST_POINTS_LOST = 0.3
 def main(arguments=None):
     options = _parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        images = data.load(f"images:{_unpacked(options.data, folder)}", standardize="none")
+        images = data.load(f"images:{unpacked(options.data, folder)}", standardize="none")
         model = models.load(options.model)
         samples = images.samples(options.samples, seed=options.seed)
         content = tfc.convert(model, scheme="int8", samples=samples)
@@ -46,7 +46,7 @@ def main(arguments=None):
     return int(not passed)
 
 
-def _unpacked(source, folder):
+def unpacked(source, folder):
     """Returns the folder of images: `source` itself, or the archive unpacked into `folder`."""
     if source.is_dir():
         return source
