@@ -23,7 +23,12 @@ from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
-from tfcompress.structured import fold_batch_norm
+from tfcompress.structured import (
+    channel_groups,
+    fold_batch_norm,
+    keep_channels,
+    prune_channels,
+)
 from tfcompress.tflite import audit, compare, convert, measure_latency
 from tfcompress.wrappers import quantize_aware
 
@@ -41,14 +46,17 @@ __all__ = [
     "Preserve",
     "PruneOnSchedule",
     "audit",
+    "channel_groups",
     "clustering",
     "compare",
     "convert",
     "data",
     "fold_batch_norm",
+    "keep_channels",
     "measure_latency",
     "models",
     "preserve",
+    "prune_channels",
     "pruning",
     "quantize_aware",
     "run_recipe",

@@ -2,6 +2,7 @@
 
 from tfcompress.structured.fold import fold_batch_norm
 from tfcompress.structured.groups import ChannelGroups, Group, Member, channel_groups
+from tfcompress.structured.prune import prune_channels
 from tfcompress.structured.removal import keep_channels
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "channel_groups",
     "fold_batch_norm",
     "keep_channels",
+    "prune_channels",
 ]

@@ -1,12 +1,13 @@
 """The channels of a model that can be removed, in groups, with every weight that they touch."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
-from tfcompress.errors import unknown
+from tfcompress.errors import require, unknown
 from tfcompress.structured import layers as layers  # each layer's function registers itself
 from tfcompress.structured import trace as tracing
 from tfcompress.structured.trace import PINNED, Trace, Use
@@ -58,7 +59,8 @@ class ChannelGroups:
     groups: tuple[Group, ...]
     pinned: dict[str, str]
     trace: Trace = dataclasses.field(repr=False)
-    labels: tuple[np.ndarray, ...] = dataclasses.field(repr=False)  # by group: its labels' channel
+    channel_of: np.ndarray = dataclasses.field(repr=False)  # by label of the trace: its channel
+    labels: tuple[np.ndarray, ...] = dataclasses.field(repr=False)  # by group: its channels
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -73,6 +75,20 @@ class ChannelGroups:
             if group.name == key:
                 return group
         raise unknown("channel group", key, [group.name for group in self.groups])
+
+    def stays(self, kept: Mapping[str, Any]) -> np.ndarray:
+        """Returns for each label of the trace whether it stays, bool; `kept` as `keep_channels`."""
+        channel_of = self.channel_of
+        stays = np.ones(channel_of.size, bool)
+        numbers = {group.name: number for number, group in enumerate(self.groups)}
+        for name, chosen in kept.items():
+            group = self[name]
+            indices = np.unique(np.asarray(chosen, int))
+            inside = indices.size and indices[0] >= 0 and indices[-1] < group.size
+            rule = f"must be at least one number, each in [0, {group.size})"
+            require(inside, f"kept channels of '{name}'", rule, kept=chosen)
+            stays[np.delete(self.labels[numbers[name]], indices)] = False
+        return stays[channel_of]
 
     def __str__(self) -> str:
         wide = max([len(group.name) for group in self.groups] + [len("group")])
@@ -122,7 +138,7 @@ def channel_groups(model: keras.Model) -> ChannelGroups:
         groups.append(Group(name, own.size, tuple(members), tuple(dict.fromkeys(inexact))))
         labels.append(own)
     pinned = _pinned(uses, channel_of, reasons)
-    return ChannelGroups(model, tuple(groups), pinned, found, tuple(labels))
+    return ChannelGroups(model, tuple(groups), pinned, found, channel_of, tuple(labels))
 
 
 def _reasons(found: Trace, channel_of: np.ndarray) -> dict[int, str]:

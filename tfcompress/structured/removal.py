@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfcompress import graph
-from tfcompress.errors import InputError, require
+from tfcompress.errors import InputError
 from tfcompress.structured.groups import ChannelGroups
 from tfcompress.structured.optimizer_state import slice_optimizer
 from tfcompress.structured.trace import Sizes, Trace, count_kept
@@ -43,7 +43,7 @@ def keep_channels(
     >>> small.get_layer("hidden").units
     3
     """
-    labels = _kept_labels(groups, kept)
+    labels = groups.stays(kept)
     pairs: list[tuple[Any, Any]] = []
     small = _rebuild(groups.model, groups.trace, count_kept(labels), _Built(pairs))
     slices = {key: np.nonzero(labels[use.labels])[0] for key, use in groups.trace.uses.items()}
@@ -67,21 +67,6 @@ def take(value: np.ndarray, key: int, slices: Mapping[tuple[int, int], np.ndarra
         if indices is not None and indices.size < value.shape[axis]:
             value = np.take(value, indices, axis)
     return value
-
-
-def _kept_labels(groups: ChannelGroups, kept: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns for each label whether it stays."""
-    channel_of = groups.trace.components()
-    stays = np.ones(channel_of.size, bool)
-    for name, chosen in kept.items():
-        group = groups[name]
-        indices = np.unique(np.asarray(chosen, int))
-        inside = indices.size and indices[0] >= 0 and indices[-1] < group.size
-        rule = f"must be at least one number, each in [0, {group.size})"
-        require(inside, f"kept channels of '{name}'", rule, kept=chosen)
-        own = groups.labels[groups.groups.index(group)]
-        stays[np.delete(own, indices)] = False
-    return stays[channel_of]
 
 
 class _Built:

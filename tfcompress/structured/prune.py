@@ -1,0 +1,131 @@
+"""Channel pruning in one shot: score, rank, and remove until a budget is met."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.errors import InputError, require
+from tfcompress.structured import costs
+from tfcompress.structured.evidence import collect
+from tfcompress.structured.groups import ChannelGroups, channel_groups
+from tfcompress.structured.ranking import rank, score_groups
+from tfcompress.structured.removal import keep_channels
+from tfcompress.structured.scores import SCORES
+from tfcompress.structured.selection import Selection, limits, out_of_reach
+
+_COUNTED = {"keep_macs": costs.macs, "keep_parameters": costs.parameters}
+
+
+def prune_channels(
+    model: keras.Model,
+    *,
+    keep_macs: float | None = None,
+    keep_parameters: float | None = None,
+    keep_bytes: float | None = None,
+    keep_latency: float | None = None,
+    score: Any = "magnitude",
+    data: Any = None,
+    loss: Any = None,
+    scope: str = "global",
+    round_to: int = 1,
+    rules: Sequence[Mapping[str, Any]] = (),
+    optimizer: bool = False,
+    scheme: str = "float32",
+    samples: Any = None,
+) -> keras.Model:
+    """Returns a smaller model without its least important channels; `model` stays as it is.
+
+    All weights of a channel go, in every layer that it touches (`channel_groups`), until the model
+    costs at most the given share of what it cost; a group keeps one channel at least. The new model
+    is plain Keras and loses accuracy: fine-tune it.
+
+    Args:
+        keep_macs, keep_parameters, keep_bytes, keep_latency: the budget, just one of them, a share
+            in (0, 1) of the model's multiply-accumulates, of its weights, of the bytes of its
+            `.tflite` file, or of that file's time in the interpreter. The last two are measured
+            with files of `scheme`: several models are built and converted.
+        score: which channels go first, see `tfcompress.structured.SCORES`.
+        data: for scores that need it, (x, y) arrays, a `tf.data.Dataset` or `tfcompress.data.Data`;
+            about 1,000 samples are read.
+        loss: for scores that need gradients; None: the one that the model is compiled with.
+        scope: `global` compares the channels of all groups; `layer` takes the same share of each.
+        round_to: groups keep a multiple of so many channels (8 suits most hardware), except those
+            that are narrower.
+        rules: what differs for some layers, e.g. `{"layers": "stem", "skip": "sees the image"}` or
+            `{"layers": "block1/.*", "keep_at_least": 0.5}`. Keys: `layers`, `skip`,
+            `keep_at_least` (share of the channels that stay), `round_to`.
+        optimizer: see `keep_channels`.
+        scheme, samples: how the files for `keep_bytes` and `keep_latency` are made, see
+            `tfcompress.convert`.
+
+    Raises:
+        InputError: for a budget that cannot be met (with the smallest that can), a model without
+            free channels, a rule that matches nothing, weights or scores that are NaN, data that
+            does not fit.
+
+    Source: Li et al. 2017, "Pruning filters for efficient ConvNets"; Fang et al. 2023, "DepGraph".
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"),
+    ...     keras.layers.Flatten(), keras.layers.Dense(2)])
+    >>> prune_channels(model, keep_macs=0.5).get_layer("conv").filters
+    4
+    """
+    budgets = {
+        "keep_macs": keep_macs,
+        "keep_parameters": keep_parameters,
+        "keep_bytes": keep_bytes,
+        "keep_latency": keep_latency,
+    }
+    budget, share = _one_budget(budgets)
+    method = SCORES.create(score)
+    groups = channel_groups(model)
+    require_free(groups)
+    limited = limits(groups, rules, round_to)
+    evidence = collect(model, groups, data, loss, method.needs)
+    scores = score_groups(groups, method, evidence)
+    ranking = rank(groups, scores, scope, normalise=method.normalise)
+    selection = Selection(groups, ranking, limited)
+    if budget in _COUNTED:
+        return keep_channels(groups, _counted(groups, selection, budget, share), optimizer)
+    raise NotImplementedError(budget)
+
+
+def _one_budget(budgets: Mapping[str, float | None]) -> tuple[str, float]:
+    given = [(name, share) for name, share in budgets.items() if share is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"prune_channels needs just one budget of {', '.join(budgets)}. "
+            f"Received: {', '.join(f'{name}={share!r}' for name, share in given) or 'none'}"
+        )
+    ((name, share),) = given
+    inside = isinstance(share, int | float) and 0 < share < 1
+    require(inside, f"{name} of prune_channels", "must be a share in (0, 1)", **{name: share})
+    return name, share
+
+
+def require_free(groups: ChannelGroups) -> None:
+    """Raises `InputError` for a model of which no channel can go."""
+    if not len(groups):
+        pinned = "; ".join(f"{path}: {reason}" for path, reason in list(groups.pinned.items())[:3])
+        raise InputError(
+            f"Model '{groups.model.name}' must have channels that can go. Pinned are {pinned}"
+        )
+
+
+def _counted(
+    groups: ChannelGroups, selection: Selection, budget: str, share: float
+) -> dict[str, np.ndarray]:
+    """Returns the channels that stay within a budget that is counted without building models."""
+    cost = _COUNTED[budget]
+    whole = cost(groups, groups.stays({}))
+
+    def relative(stays: np.ndarray) -> float:
+        return cost(groups, stays) / whole
+
+    removed = selection.within(relative, share)
+    if removed is None:
+        smallest = relative(groups.stays(selection.kept(len(selection))))
+        raise out_of_reach(groups, budget, share, smallest)
+    return selection.kept(removed)
