@@ -1,6 +1,7 @@
 """The data and the loss by which structures are judged: every form in which users have them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -182,7 +183,7 @@ class Evaluation:
         for x, y in data:
             inputs_in_order(self.model, x)
             require(y is not None, "data", "must be (x, y): a loss needs labels")
-            outputs, loss = call(lambda x=x, y=y: run(self._step, weights, x, y), "The loss")
+            outputs, loss = call(partial(run, self._step, weights, x, y), "The loss")
             count = len(keras.tree.flatten(x)[0])
             total += count * finite(loss)
             rows += count
