@@ -34,7 +34,7 @@ def load(
             - `python:module:function`: what the function returns, called without arguments;
             - the name of a built-in reference with fresh weights, from a seed that
               `keras.utils.set_random_seed` sets: lenet300, lenet5, digits_cnn, resnet8, dscnn,
-              mobilenet; mobilenet takes a width, `mobilenet:0.25`.
+              mobilenet, mobilenet_sparse; these two take a width, `mobilenet:0.25`.
         unsafe: load files that carry Python code (Lambda layers, pickles), which executes it.
         data_shape: shape of one sample, without the batch; only references adapt to it.
         classes: number of classes; only references adapt to it.

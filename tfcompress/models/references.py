@@ -106,9 +106,46 @@ def mobilenet(shape: Shape = (224, 224, 3), classes: int = 1000, width: float = 
     )
 
 
+def mobilenet_sparse(
+    shape: Shape = (224, 224, 3), classes: int = 1000, width: float = 1.0
+) -> keras.Model:
+    """MobileNetV1 as XNNPACK's sparse kernels need it (`tflite.sparse_inference_report`).
+
+    Its strided convolutions are padded by 1 on each side, where MobileNetV1 pads below and to the
+    right, and it ends in pooling and Dense; pruned to over 2/3 zeros in its 1x1 convolutions
+    it runs sparse on ARM. `width` scales its channels; images have 3.
+    """
+    require(width > 0, "width of mobilenet_sparse", "must be positive", width=width)
+    require(_image(shape)[2] == 3, "shape of mobilenet_sparse", "must have 3 channels", shape=shape)
+    inputs = keras.Input(shape)
+    x = layers.ZeroPadding2D(1, name="stem_pad")(inputs)
+    x = layers.Conv2D(_scaled(32, width), 3, strides=2, use_bias=False, name="stem")(x)
+    x = _normalized(x, "stem")
+    blocks = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)]
+    blocks += 5 * [(512, 1)] + [(1024, 2), (1024, 1)]
+    for block, (filters, stride) in enumerate(blocks, start=1):
+        if stride > 1:
+            x = layers.ZeroPadding2D(1, name=f"depthwise{block}_pad")(x)
+        x = layers.DepthwiseConv2D(
+            3,
+            strides=stride,
+            padding="valid" if stride > 1 else "same",
+            use_bias=False,
+            name=f"depthwise{block}",
+        )(x)
+        x = _normalized(x, f"depthwise{block}")
+        filters = _scaled(filters, width)
+        x = layers.Conv2D(filters, 1, use_bias=False, name=f"pointwise{block}")(x)
+        x = _normalized(x, f"pointwise{block}")
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = layers.Dropout(0.001, name="dropout")(layers.Flatten(name="flatten")(x))
+    outputs = layers.Dense(classes, activation="softmax", name="dense")(x)
+    return keras.Model(inputs, outputs, name="mobilenet_sparse")
+
+
 REFERENCES: dict[str, Callable[..., keras.Model]] = {
     function.__name__: function
-    for function in (lenet300, lenet5, digits_cnn, resnet8, dscnn, mobilenet)
+    for function in (lenet300, lenet5, digits_cnn, resnet8, dscnn, mobilenet, mobilenet_sparse)
 }
 
 
@@ -123,12 +160,12 @@ def reference(
     if classes is not None:
         arguments["classes"] = int(classes)
     if colon:
-        if name != "mobilenet":
+        if name not in ("mobilenet", "mobilenet_sparse"):
             raise InputError(f"Model {name} has no width. Received: {spec}")
         try:
             arguments["width"] = float(width)
         except ValueError:
-            raise InputError(f"Width of mobilenet must be a number. Received: {spec}") from None
+            raise InputError(f"Width of {name} must be a number. Received: {spec}") from None
     try:
         return REFERENCES[name](**arguments)
     except InputError:
@@ -144,6 +181,14 @@ def _image(shape: Shape) -> Shape:
             f"A convolutional model needs samples (height, width, channels). Received: {shape}"
         )
     return shape
+
+
+def _scaled(filters: int, width: float) -> int:
+    return max(1, int(filters * width))
+
+
+def _normalized(x, name: str):
+    return layers.ReLU(6.0, name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_bn")(x))
 
 
 def _l2() -> keras.regularizers.Regularizer:

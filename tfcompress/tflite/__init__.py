@@ -6,6 +6,11 @@ from tfcompress.tflite.convert import SCHEMES, convert
 from tfcompress.tflite.interpreter import run, run_integers
 from tfcompress.tflite.latency import Latency, Operator, measure_latency
 from tfcompress.tflite.slim import slim
+from tfcompress.tflite.sparse_inference import (
+    SparseInference,
+    SparseLayer,
+    sparse_inference_report,
+)
 
 __all__ = [
     "SCHEMES",
@@ -13,6 +18,8 @@ __all__ = [
     "Comparison",
     "Latency",
     "Operator",
+    "SparseInference",
+    "SparseLayer",
     "Weight",
     "audit",
     "compare",
@@ -21,4 +28,5 @@ __all__ = [
     "run",
     "run_integers",
     "slim",
+    "sparse_inference_report",
 ]

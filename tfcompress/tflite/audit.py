@@ -12,6 +12,7 @@ from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.delegation import delegated
 from tfcompress.tflite.macs import KERNEL_INPUT, macs
 
+_UNPACKING = ("DEQUANTIZE", "DENSIFY")
 # The axis of a kernel that enumerates output channels, as the operators store it.
 _OUTPUT_AXIS = {"DEPTHWISE_CONV_2D": 3, "CONV_3D": 4, "BATCH_MATMUL": -1}
 
@@ -154,8 +155,8 @@ def _weights(model: schema.ModelT) -> list[Weight]:
             if name not in KERNEL_INPUT:
                 continue
             index = int(operator.inputs[KERNEL_INPUT[name]])
-            # float16 kernels pass through a DEQUANTIZE
-            if index in producers and fb.operator_name(model, producers[index]) == "DEQUANTIZE":
+            # float16 kernels pass through a DEQUANTIZE, sparse ones through a DENSIFY
+            if index in producers and fb.operator_name(model, producers[index]) in _UNPACKING:
                 index = int(producers[index].inputs[0])
             tensor = graph.tensors[index]
             values = fb.data(model, tensor)

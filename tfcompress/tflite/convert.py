@@ -20,15 +20,18 @@ from tfcompress.errors import InputError, unknown
 from tfcompress.models import check_finite
 from tfcompress.silence import silent_stderr
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite import interpreter
+from tfcompress.tflite import interpreter, nchw
 from tfcompress.tflite.audit import Audit, audit
 from tfcompress.tflite.compare import arrange, compare
 from tfcompress.tflite.slim import slim
 
-SCHEMES = ("float32", "float16", "dynamic", "int8", "int16x8")
+SCHEMES = ("float32", "float16", "dynamic", "int8", "int16x8", "sparse")
 # Relative error of the outputs above which a file computes something else: rounding explains
 # less. Random inputs, used where no samples are given, may lie far from what the model knows.
-_GROSS = {"float32": 0.01, "float16": 0.1, "dynamic": 0.6, "int8": 0.6, "int16x8": 0.6}
+_GROSS = {
+    "float32": 0.01, "float16": 0.1, "dynamic": 0.6, "int8": 0.6, "int16x8": 0.6, "sparse": 0.01
+}  # fmt: skip
+_EXACT = ("float32", "sparse")
 _COMPARED = 64
 _LOOPS = {"While", "StatelessWhile"}
 
@@ -45,7 +48,9 @@ def convert(
         model: any built Keras 3 model (Sequential, functional, nested, subclassed; several inputs
             and outputs). Of a model made by `quantize_aware` the learned ranges are used.
         scheme: float32; float16 (weights); dynamic (int8 weights, float activations); int8 (full
-            integer: int8 in, int8 out); int16x8 (int16 activations, int8 weights).
+            integer: int8 in, int8 out); int16x8 (int16 activations, int8 weights); sparse (float32,
+            kernels that are mostly zeros stored without them: fewer bytes, and faster where
+            `sparse_inference_report` says so).
         samples: what int8 and int16x8 take the activations' ranges from, as the model sees it:
             an array (n, ...), a list of arrays for several inputs, or a `tf.data.Dataset`,
             batched or not, with or without labels; at most 1,000 samples are read. Not needed
@@ -87,6 +92,8 @@ def convert(
     content = _convert(model, function, scheme, calibration)
     content = slim(_name_ends(content, model, inference, specs), keep_names)
     _verify(model, content, scheme, arrays)
+    if scheme == "sparse":
+        _check_layout(model, content)
     shortfall = _shortfall(audit(content), scheme)
     if shortfall:
         warnings.warn(f"Model '{model.name}' as {scheme} {shortfall}", stacklevel=2)
@@ -101,6 +108,8 @@ def _shortfall(found: Audit, scheme: str) -> str:
     kept = [f"{w.name} ({w.size:,} weights)" for w in found.weights if w.dtype == "FLOAT32"]
     if scheme == "dynamic" and kept:
         return f"keeps small kernels, of less than 1,024 weights, in float: {', '.join(kept)}"
+    if scheme == "sparse" and "DENSIFY" not in found.operators:
+        return "stores no kernel sparse: none has enough zeros. Prune the model first"
     return ""
 
 
@@ -187,7 +196,9 @@ def _converter(
 ) -> tf.lite.TFLiteConverter:
     # With the model as second argument the variables of a Keras 3 model stay unfrozen.
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
-    if scheme != "float32":
+    if scheme == "sparse":  # with DEFAULT beside it the files do not load
+        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    elif scheme != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if scheme == "float16":
         converter.target_spec.supported_types = [tf.float16]
@@ -262,6 +273,20 @@ def _name_ends(
     return fb.pack(flatbuffer)
 
 
+def _check_layout(model: keras.Model, content: bytes) -> None:
+    """Refuses files that are wrong only where XNNPACK's sparse kernels run, which is not here."""
+    nodes = nchw.nodes(content)
+    for part in nchw.parts(content, nodes):
+        if part.complete and part.sparse_enough and part.leaks:
+            names = {node.number: node.name for node in nodes}
+            leak = ", ".join(f"{number} {names[number]}" for number in part.leaks)
+            raise InputError(
+                f"Model '{model.name}' as sparse would fail on ARM: XNNPACK's sparse kernels do "
+                f"not hand out the result of operator {leak}. sparse_inference_report names the "
+                "layer; the scheme float32 is safe."
+            )
+
+
 def _verify(
     model: keras.Model, content: bytes, scheme: str, samples: Sequence[np.ndarray] | None
 ) -> None:
@@ -277,7 +302,7 @@ def _verify(
     # One step of the output's grid is no error.
     step = max(float(detail["quantization"][0]) for detail in engine.get_output_details())
     result = compare(model, content, inputs)
-    limit = _GROSS[scheme] * (1.0 if samples is not None or scheme == "float32" else 1.5)
+    limit = _GROSS[scheme] * (1.0 if samples is not None or scheme in _EXACT else 1.5)
     if result.relative_error > limit and result.max_abs_error > 2 * step + 1e-5:
         raise InputError(
             f"Model '{model.name}' as {scheme} computes something else than the Keras model: "
