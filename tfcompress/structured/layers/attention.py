@@ -30,8 +30,9 @@ def _output(found: Trace, call: Call, dense, heads, width, units: np.ndarray) ->
     return units
 
 
-def _keep_scale(found: Trace, dense, width: np.ndarray) -> None:
+def _keep_scale(found: Trace, call: Call, dense, width: np.ndarray) -> None:
     """Scores are divided by the root of the width: narrower queries make up for it."""
+    found.remark(width, f"{describe(call)} leaves their products out of its scores")
     for variable in dense.weights:
         found.factors[id(variable)] = lambda size: float(np.sqrt(size(width) / width.size))
 
@@ -61,8 +62,8 @@ def _tensors(call: Call) -> tuple[Axes, Axes, Axes]:
 
 
 def _fixed_but_last(found: Trace, call: Call, *tensors: Axes) -> None:
-    for x in tensors:
-        for labels in x.labels[:-1]:
+    for x in call.inputs:
+        for labels in x.labels[:-1] if any(x is y for y in tensors) else x.labels:  # a mask
             found.pin(labels, f"{describe(call)} attends along them")
 
 
@@ -82,7 +83,7 @@ def multi_head(found: Trace, call: Call) -> Axes | list[Axes]:
     if layer._use_gate:
         _projection(found, call, layer._gate_dense, query.labels[-1], heads, values)
     units = _output(found, call, output, heads, values, found.new(output.kernel.shape[2]))
-    _keep_scale(found, layer._query_dense, keys)
+    _keep_scale(found, call, layer._query_dense, keys)
     _count(found, layer, query, key, heads, keys, values)
 
     def edit(config, size):
@@ -116,7 +117,7 @@ def group_query(found: Trace, call: Call) -> Axes | list[Axes]:
     units = found.new(layer._output_dense.kernel.shape[2])
     units = _output(found, call, layer._output_dense, shared, width, units)
     found.tie(units, query.labels[-1], f"{describe(call)} is as wide as its query, which must stay")
-    _keep_scale(found, layer._query_dense, width)
+    _keep_scale(found, call, layer._query_dense, width)
     _count(found, layer, query, key, shared, width, width)
 
     def edit(config, size):

@@ -51,6 +51,10 @@ def elementwise(found: Trace, call: Call) -> Axes:
         if shape[axis] != x.shape[axis]:
             found.pin(labels, f"{describe(call)} changes their number")
             x = x.having(axis, None)
+    noise = getattr(call.operation, "noise_shape", None) or ()
+    for labels, size in zip(x.labels, noise, strict=False):
+        if size not in (None, 1):
+            found.pin(labels, f"{describe(call)} has a noise_shape for their number")
     return Axes(shape, x.labels)
 
 

@@ -1,6 +1,7 @@
 """Layers around a layer: TimeDistributed and Bidirectional."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,15 +28,13 @@ def time_distributed(found: Trace, call: Call) -> Axes | list[Axes]:
     outputs = pass_on(found, inner)
     steps = x.shape[1] or 1
     found.kernels[before:] = [(kernel, n * steps) for kernel, n in found.kernels[before:]]
-    if id(layer) in found.edits:
-        change, labels = found.edits[id(layer)]
+    change, labels = found.edits.get(id(layer), (lambda config, size: {}, ()))
 
-        def edit(config, size):
-            wrapped = config["layer"]
-            changed = wrapped["config"] | change(wrapped["config"], size)
-            return {"layer": wrapped | {"config": changed}}
+    def edit(config, size):
+        wrapped = config["layer"]
+        return {"layer": _unbuilt(wrapped, change(wrapped["config"], size))}
 
-        found.edit(call, edit, *labels)
+    found.edit(call, edit, *labels)
     return [
         Axes(shape, (step.labels[0], None, *step.labels[1:]))
         for step, shape in zip(outputs, call.outputs, strict=True)
@@ -56,11 +55,14 @@ def bidirectional(found: Trace, call: Call) -> Axes | list[Axes]:
 
     def edit(config, size):
         parts = {key: config[key] for key in ("layer", "backward_layer") if config.get(key)}
-        return {
-            key: part | {"config": part["config"] | {"units": size(units[0])}}
-            for key, part in parts.items()
-        }
+        return {key: _unbuilt(part, {"units": size(units[0])}) for key, part in parts.items()}
 
     found.edit(call, edit, units[0])
     labels = np.concatenate(units) if wrapper.merge_mode == "concat" else units[0]
     return Axes.on(call.outputs[0], len(call.outputs[0]) - 1, labels)
+
+
+def _unbuilt(wrapped: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the changed configuration of a wrapped layer, without the shape it was built for."""
+    kept = {key: value for key, value in wrapped.items() if key != "build_config"}
+    return kept | {"config": wrapped["config"] | changes}
