@@ -60,6 +60,7 @@ class Point:
     stage: str
     score: str = "none"
     ratio: float = 1.0
+    round_to: int = 1
     rounds: int = 1
     round_epochs: int = 0
     epochs: int = 1
@@ -96,13 +97,17 @@ def points(options):
     long = {"epochs": options.headline_epochs, "learning_rate": options.learning_rate}
     if options.distill:
         long |= {"distill": options.distill, "temperature": options.temperature}
-    rounds = {"rounds": options.rounds, "round_epochs": options.round_epochs}
+    removal = {
+        "round_to": options.round_to,
+        "rounds": options.rounds,
+        "round_epochs": options.round_epochs,
+    }
     if "headline" in options.stages:
-        yield Point("headline", options.score, HEADLINE, **rounds, **long)
+        yield Point("headline", options.score, HEADLINE, **removal, **long)
     if "control" in options.stages:
         yield Point("control", **long)
     if "curve" in options.stages:
-        short = long | {"epochs": options.epochs}
+        short = {"epochs": options.epochs, "learning_rate": options.learning_rate}
         for ratio in sorted(options.ratios, key=lambda ratio: abs(ratio - HEADLINE)):
             for score in options.scores:
                 yield Point("curve", score, ratio, **short)
@@ -163,7 +168,7 @@ class Work:
                 score=point.score,
                 data=data,
                 loss="sparse_categorical_crossentropy",
-                seed=SEED,
+                round_to=point.round_to,
             )
             small.save(path.with_suffix(".part.keras"))
             path.with_suffix(".part.keras").rename(path)
@@ -349,9 +354,10 @@ def _parse(arguments):
     add("--scores", nargs="+", choices=SCORES, default=SCORES)
     add("--ratios", nargs="+", type=float, default=RATIOS)
     add("--epochs", type=int, default=3, help="of a point of the curve")
-    add("--baseline-epochs", type=int, default=40)
-    add("--headline-epochs", type=int, default=40)
+    add("--baseline-epochs", type=int, default=24)
+    add("--headline-epochs", type=int, default=30)
     add("--score", choices=SCORES, default="gradient", help="of the headline")
+    add("--round-to", type=int, default=1, help="of the headline: channels in multiples of this")
     add("--rounds", type=int, default=1, help="of the headline")
     add("--round-epochs", type=int, default=5)
     add("--learning-rate", type=float, default=2e-3)
