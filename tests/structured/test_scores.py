@@ -140,11 +140,11 @@ def test_lamp_by_hand_and_its_order():
 
 
 def test_bn_scale_is_the_mean_gamma_and_names_a_group_without():
-    kernel = member(np.ones((1, 2)), 1, "out")
-    g = group(kernel, batch_norm([0.5, -2.0]), batch_norm([1.5, 0.0]))
+    kernel = member([[1.0, 9.0]], 1, "out")
+    g = group(kernel, batch_norm([0.5, -1.5]))
+    np.testing.assert_allclose(SCORES.create("bn_scale").score(g), [0.5, 1.5])
+    g = group(kernel, batch_norm([0.5, -1.5]), batch_norm([6.0, 2.0]))
     np.testing.assert_allclose(SCORES.create("bn_scale").score(g), [1.0, 1.0])
-    g = group(kernel, batch_norm([0.5, -2.0]))
-    np.testing.assert_allclose(SCORES.create("bn_scale").score(g), [0.5, 2.0])
     scale = member([1.0, 2.0], 0, "each", "gamma", layer=layers.LayerNormalization())
     with pytest.raises(InputError, match="'conv' must have a BatchNormalization with scale"):
         SCORES.create("bn_scale").score(group(kernel, scale))
