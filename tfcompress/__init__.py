@@ -25,9 +25,11 @@ from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
 from tfcompress.structured import (
     channel_groups,
+    dead_channels,
     fold_batch_norm,
     keep_channels,
     prune_channels,
+    remove_dead_channels,
 )
 from tfcompress.tflite import audit, compare, convert, measure_latency
 from tfcompress.wrappers import quantize_aware
@@ -51,6 +53,7 @@ __all__ = [
     "compare",
     "convert",
     "data",
+    "dead_channels",
     "fold_batch_norm",
     "keep_channels",
     "measure_latency",
@@ -59,6 +62,7 @@ __all__ = [
     "prune_channels",
     "pruning",
     "quantize_aware",
+    "remove_dead_channels",
     "run_recipe",
     "schedules",
 ]

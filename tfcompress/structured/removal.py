@@ -14,7 +14,11 @@ from tfcompress.structured.trace import Sizes, Trace, count_kept
 
 
 def keep_channels(
-    groups: ChannelGroups, kept: Mapping[str, np.ndarray], optimizer: bool = False
+    groups: ChannelGroups,
+    kept: Mapping[str, Any],
+    optimizer: bool = False,
+    *,
+    biases: Mapping[int, np.ndarray] | None = None,
 ) -> keras.Model:
     """Returns a smaller model that has only the chosen channels; `groups.model` stays as it is.
 
@@ -30,6 +34,8 @@ def keep_channels(
             Groups that are not named stay whole.
         optimizer: whether the new model is compiled as the old one is, with the slices of its
             optimizer's state (momenta, step); else it is not compiled.
+        biases: what is added to the biases of layers, by their `id`: float64, one for each of the
+            old layer's outputs. A layer without a bias gets one.
 
     Raises:
         InputError: a name that is no group's, channels out of range, a group that would be empty,
@@ -45,7 +51,7 @@ def keep_channels(
     """
     labels = groups.stays(kept)
     pairs: list[tuple[Any, Any]] = []
-    small = _rebuild(groups.model, groups.trace, count_kept(labels), _Built(pairs))
+    small = _rebuild(groups.model, groups.trace, count_kept(labels), _Built(pairs, biases or {}))
     slices = {key: np.nonzero(labels[use.labels])[0] for key, use in groups.trace.uses.items()}
     factors = {key: factor(count_kept(labels)) for key, factor in groups.trace.factors.items()}
     variables = [pair for old, new in pairs for pair in _variables(old, new)]
@@ -55,6 +61,9 @@ def keep_channels(
             raise RuntimeError(f"{old.path} became {tuple(new.shape)}, must be {value.shape}")
         factor = factors.get(id(old), 1.0)
         new.assign(value if factor == 1.0 else value * np.asarray(factor, value.dtype))
+    for old, new in pairs:
+        if biases and id(old) in biases:
+            _add_bias(new, biases[id(old)], old, slices)
     if optimizer:
         slice_optimizer(groups.model, small, variables, slices)
     return small
@@ -72,8 +81,9 @@ def take(value: np.ndarray, key: int, slices: Mapping[tuple[int, int], np.ndarra
 class _Built:
     """The new operation of each old one, and the pairs of layers whose weights correspond."""
 
-    def __init__(self, pairs: list[tuple[Any, Any]]):
+    def __init__(self, pairs: list[tuple[Any, Any]], biases: Mapping[int, np.ndarray]):
         self.pairs = pairs
+        self.biases = biases
         self._new: dict[int, Any] = {}
 
     def once(self, operation: Any, make: Any) -> Any:
@@ -94,7 +104,10 @@ def _rebuild(
             return _rebuild(operation, found, size, built, inputs)
         config = operation.get_config()
         change, _ = found.edits.get(id(operation), (None, ()))
-        return graph.copy_operation(operation, **(change(config, size) if change else {}))
+        changes = change(config, size) if change else {}
+        if id(operation) in built.biases:
+            changes["use_bias"] = True
+        return graph.copy_operation(operation, **changes)
 
     def call(node, path, args, kwargs):
         operation = node.operation
@@ -121,9 +134,25 @@ def _input_layer(x: keras.KerasTensor) -> keras.layers.Layer:
 def _variables(old: Any, new: Any) -> list[tuple[keras.Variable, keras.Variable]]:
     if not isinstance(old, keras.layers.Layer):
         return []
-    if len(old.variables) != len(new.variables):
+    if len(old.variables) != len(new.variables) - _gained_bias(old, new):
         raise InputError(
             f"{type(old).__name__} '{old.name}' must be rebuilt with the weights that it has. "
             f"Received: {len(old.variables)} variables, and {len(new.variables)} when rebuilt"
         )
-    return list(zip(old.variables, new.variables, strict=True))
+    # A bias that the new layer has gained comes last.
+    return list(zip(old.variables, new.variables, strict=False))
+
+
+def _gained_bias(old: Any, new: Any) -> bool:
+    return bool(getattr(new, "use_bias", False)) and not getattr(old, "use_bias", False)
+
+
+def _add_bias(
+    new: Any, bias: np.ndarray, old: Any, slices: Mapping[tuple[int, int], np.ndarray]
+) -> None:
+    """Adds what is kept of `bias` to the new layer's; outputs are its kernel's last axis."""
+    kernel = getattr(old, "pointwise_kernel", None)
+    kernel = old.kernel if kernel is None else kernel
+    made = slices.get((id(kernel), len(kernel.shape) - 1))
+    before = keras.ops.convert_to_numpy(new.bias).astype(np.float64)
+    new.bias.assign(before + (bias if made is None else bias[made]))
