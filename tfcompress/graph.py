@@ -53,13 +53,14 @@ def flatten(model: keras.Model) -> tuple[keras.Model, dict[str, keras.layers.Lay
     return flat, {copies.of(layer).name: layer for layer in copies.layers()}
 
 
-def rebuild(model: keras.Model, call: Call | None = None) -> keras.Model:
+def rebuild(model: keras.Model, call: Call | None = None, inputs: Any = None) -> keras.Model:
     """Returns a new flat model, made call by call; `model`, a flat functional model, stays.
 
     For each node, in topological order, `call(node, copy, *args, **kwargs)` returns the outputs in
     the new graph; `copy` is the new operation with the old one's configuration and weights (one per
     operation, so that shared layers stay shared), `args` and `kwargs` hold tensors of the new
-    graph. Without `call` every operation is copied.
+    graph. Without `call` every operation is copied. `inputs` are those of the new model, in the
+    structure of the old one's; None: like the old one's.
 
     Example, a model without its dropout:
 
@@ -67,11 +68,11 @@ def rebuild(model: keras.Model, call: Call | None = None) -> keras.Model:
                 args[0] if isinstance(copy, keras.layers.Dropout) else copy(*args, **kwargs))
     """
     call = call or (lambda node, copy, *args, **kwargs: copy(*args, **kwargs))
-    return _rebuild(model, call, _Copies())
+    return _rebuild(model, call, _Copies(), inputs)
 
 
-def _rebuild(model: keras.Model, call: Call, copies: "_Copies") -> keras.Model:
-    inputs = new_inputs(model)
+def _rebuild(model: keras.Model, call: Call, copies: "_Copies", inputs: Any = None) -> keras.Model:
+    inputs = new_inputs(model) if inputs is None else inputs
     values = _values(model, inputs)
     for node in nodes(model):
         args, kwargs = _fill_in(node, values)
