@@ -15,14 +15,19 @@ def macs(groups: ChannelGroups, kept: np.ndarray) -> int:
     padding included, zeros too. Sizes that are known at run time only count as 1.
     """
     found, size = groups.trace, count_kept(kept)
-    weights = sum(
-        positions * _entries(groups, variable, kept) for variable, positions in found.kernels
-    )
+    weights = sum(kernel_macs(groups, kept))
     products = sum(
         math.prod(n if labels is None else size(labels) for n, labels in axes)
         for axes in found.products
     )
     return weights + products
+
+
+def kernel_macs(groups: ChannelGroups, kept: np.ndarray) -> list[int]:
+    """Returns the multiply-accumulates of each use of a kernel, in the order of the model."""
+    return [
+        positions * _entries(groups, variable, kept) for variable, positions in groups.trace.kernels
+    ]
 
 
 def parameters(groups: ChannelGroups, kept: np.ndarray) -> int:

@@ -116,6 +116,17 @@ def measure_latency(
     return _measure(list(flatbuffer), threads, runs, xnnpack)
 
 
+def measure_ratios(files: Sequence[fb.Flatbuffer], threads: int = 1) -> list[float]:
+    """Times whole files against each other, in the rounds of `measure_latency`, and twice as many.
+
+    Returns for each file the median over the rounds of its time / the time of the first.
+    """
+    runners = [_runner(file, threads, xnnpack=True, least=1) for file in files]
+    _time(runners, 2 * ROUNDS)
+    first = np.array(runners[0].rounds)
+    return [float(np.median(np.array(runner.rounds) / first)) for runner in runners]
+
+
 def arena_bytes(flatbuffer: fb.Flatbuffer) -> int:
     """Returns the bytes of memory that one run occupies besides the constants.
 
@@ -192,6 +203,13 @@ def _runner(content: fb.Flatbuffer, threads: int, xnnpack: bool, least: int) -> 
     return runner
 
 
+def _time(runners: list[_Runner], rounds: int) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(rounds):
+        for number in random.permutation(len(runners)):
+            runners[number].block()
+
+
 def _measure(files: list[fb.Flatbuffer], threads: int, runs: int, xnnpack: bool) -> list[Latency]:
     rounds = min(ROUNDS, runs)
     models = [fb.parse(file) for file in files]
@@ -201,11 +219,7 @@ def _measure(files: list[fb.Flatbuffer], threads: int, runs: int, xnnpack: bool)
         [_runner(prefix(model, n), threads, xnnpack, 1) for n in cut[:-1]]
         for model, cut in zip(models, lengths, strict=True)
     ]
-    everything = whole + [runner for part in parts for runner in part]
-    random = np.random.default_rng(0)
-    for _ in range(rounds):
-        for number in random.permutation(len(everything)):
-            everything[number].block()
+    _time(whole + [runner for part in parts for runner in part], rounds)
     results = []
     for file, model, cut, runner, part in zip(files, models, lengths, whole, parts, strict=True):
         taken = delegated(file) if xnnpack else [False] * len(model.subgraphs[0].operators)
