@@ -105,8 +105,10 @@ def _after(
     kind = type(operation)
     name = kind.__name__
     constants = [x for x in given if isinstance(x, int | float)]
-    if graph.is_identity(operation) or kind in _SAME:
+    if graph.is_identity(operation):
         return inputs[0]
+    if kind in _SAME:
+        return _everywhere(inputs[0])
     if kind in (layers.Activation, layers.ReLU) or name in _OPERATIONS:
         function = operation if kind is layers.ReLU else _function(operation)
         return _activated(function, inputs[0])
@@ -122,18 +124,34 @@ def _after(
     if kind is layers.Concatenate or name == "Concatenate":
         return _concatenated(inputs, shapes, operation.axis)
     if kind in _POOLED and len(target) == len(shapes[0]):
-        return inputs[0].per_channel(-1).map(lambda a: a.reshape([1] * (len(target) - 2) + [-1]))
+        return _everywhere(inputs[0])
     if kind in _POOLED and operation.data_format == "channels_last":
         return inputs[0].per_channel(-1)
     if kind in _PADDED:
-        x = inputs[0]
+        x = _everywhere(inputs[0])
         return Bounds(np.minimum(x.low, 0), np.maximum(x.high, 0), x.typical)
     if kind in (layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector):
         return _moved(operation, inputs[0], shapes[0], target)
-    if kind in GATES and operation.activation is keras.activations.tanh:
+    if kind in GATES and _within_one(operation) and len(inputs) == 1:
         ones = np.ones([1] * (len(target) - 1))
         return Bounds(-ones, ones, ones)
     return unbounded(target)
+
+
+def _everywhere(x: Bounds) -> Bounds:
+    """Returns what holds at every position, for what moves or mixes positions."""
+    shape = [1] * (x.low.ndim - 1) + [-1]
+    return x.per_channel(-1).map(lambda a: a.reshape(shape))
+
+
+def _within_one(layer: Any) -> bool:
+    """Returns whether a recurrent layer's outputs are in [-1, 1]; an LSTM's inner state is not."""
+    gate = getattr(layer, "recurrent_activation", keras.activations.sigmoid)
+    return (
+        layer.activation is keras.activations.tanh
+        and gate in (keras.activations.sigmoid, keras.activations.hard_sigmoid)
+        and not layer.return_state
+    )
 
 
 _SAME = (layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
@@ -229,6 +247,7 @@ def _contracted(layer: Any, x: Bounds, target: Sequence[int | None]) -> Bounds:
     found = contractions.of(layer)
     channels = x.per_channel(channel_axis(layer, len(target)) - 1 if found.spatial else -1)
     low = high = square = 0.0
+    channels = channels.map(lambda a: np.broadcast_to(a, found.taps.shape[1]))
     for tap in found.taps:  # (inputs, outputs), one for each position of the kernel
         rising, falling = np.maximum(tap, 0), np.minimum(tap, 0)
         least = channels.low @ rising + channels.high @ falling
