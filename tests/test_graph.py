@@ -131,3 +131,13 @@ class Unsaved(layers.Layer):
 
     def call(self, x):
         return x
+
+
+def test_an_adapted_normalization_stays_adapted():
+    x = np.random.default_rng(0).normal(5, 3, (50, 4)).astype(np.float32)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x)
+    model = keras.Sequential([keras.Input((4,)), normalization])
+    copy = graph.rebuild(graph.functional(model))
+    np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert abs(copy.predict(x, verbose=0).mean()) < 1e-5

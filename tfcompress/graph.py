@@ -171,6 +171,14 @@ def in_float32(operation: Operation) -> dict[str, str]:
     return {"dtype": "float32"} if dtype in ("float16", "bfloat16") else {}
 
 
+def set_weights(layer: keras.layers.Layer, values: Any) -> None:
+    """Sets a layer's weights, and what the layer computes from them beforehand."""
+    layer.set_weights(values)
+    for part in layer._flatten_layers():
+        if isinstance(part, keras.layers.Normalization):
+            part.finalize_state()  # it keeps the adapted mean and variance a second time
+
+
 class _Copies:
     """One new operation for each old one, under a unique name, with the given changes."""
 
@@ -194,7 +202,7 @@ class _Copies:
     def load_weights(self) -> None:
         for old, new in self._pairs.values():
             if isinstance(old, keras.layers.Layer) and new.built and old.weights:
-                new.set_weights(old.get_weights())
+                set_weights(new, old.get_weights())
 
     def _unique(self, name: str, prefix: str) -> str:
         wanted = name
