@@ -61,18 +61,23 @@ def test_taylor_is_the_change_of_the_loss_to_first_order():
     groups = channel_groups(model)
     found = collect(model, groups, (x, y), needs="gradients", batch_size=len(x))
     g, step = groups["second"], 1e-2
-    head = next(m for m in g.members if m.layer_path == "head")
-    before = np.array(head.variable)
-    for channel in range(g.size):
-        losses = []
-        for sign in (1, -1):
-            changed = before.copy()
-            changed[head.indices[head.channels == channel]] *= 1 + sign * step
-            head.variable.assign(changed)
-            losses.append(np.mean((model.predict(x, verbose=0) - y) ** 2))
-        head.variable.assign(before)
-        slope = abs(losses[0] - losses[1]) / (2 * step)
-        assert found.taylor["second"][-1, channel] == pytest.approx(slope, rel=2e-2, abs=1e-4)
+    # BatchNorm and reader; the kernel before the BatchNorm silences nothing when it is zero.
+    assert found.taylor["second"].shape == (2, 3) and found.fisher["second"].shape == (3, 3)
+    for row, (layer, weights) in enumerate([("norm2", ("gamma", "beta")), ("head", ("kernel",))]):
+        part = [m for m in g.members if m.layer_path == layer and m.variable.name in weights]
+        before = [np.array(m.variable) for m in part]
+        for channel in range(g.size):
+            losses = []
+            for sign in (1, -1):
+                for m, w in zip(part, before, strict=True):
+                    changed = w.copy()
+                    changed[m.indices[m.channels == channel]] *= 1 + sign * step
+                    m.variable.assign(changed)
+                losses.append(np.mean((np.array(model(x)) - y) ** 2))
+            slope = abs(losses[0] - losses[1]) / (2 * step)
+            assert found.taylor["second"][row, channel] == pytest.approx(slope, rel=2e-2, abs=1e-4)
+            for m, w in zip(part, before, strict=True):
+                m.variable.assign(w)
 
 
 def test_frozen_and_nested_layers_have_gradients():

@@ -22,9 +22,12 @@ NEEDS = ("weights", "gradients", "activations")
 class Evidence:
     """What was gathered, by name of the group; float64 arrays (parts of the group, group.size).
 
-    taylor: mean over batches of |sum of w g| over the channel's slice of each part, a part being
-        the weights of one layer in one role: kernel and bias, gamma and beta, the rows of a reader.
-    fisher: sum over the slice of w^2 F / 2, F the mean over batches of g^2.
+    A part is the weights of one layer in one role: kernel and bias, gamma and beta, the rows of a
+    reader. For each channel's slice of a part:
+
+    taylor: mean over batches of |sum of w g|, of the parts that silence the channel when they are
+        zero: not of kernels before a BatchNorm.
+    fisher: sum of w^2 F / 2, F the mean over batches of g^2, of all parts.
     zeros: share of zeros in the channel, in [0, 1], as it enters each layer that reads it.
     """
 
@@ -122,8 +125,9 @@ class _Gradients:
                     totals[group.name][:, number] += _effects(part, group.size, indexed)
             count += 1
         means = {name: total / count for name, total in totals.items()}
+        silencing = {group.name: _silencing(group, parts) for group, parts in self._groups.items()}
         return Evidence(
-            taylor={name: mean[0] for name, mean in means.items()},
+            taylor={name: mean[0][silencing[name]] for name, mean in means.items()},
             fisher={name: mean[1] for name, mean in means.items()},
         )
 
@@ -158,6 +162,20 @@ def _parts(group: Group) -> list[list[Member]]:
         if not slices.is_statistic(member):
             parts[member.layer_path, member.role].append(member)
     return list(parts.values())
+
+
+def _silencing(group: Group, parts: list[list[Member]]) -> list[bool]:
+    """Returns which parts silence a channel when they are zero.
+
+    What BatchNorm normalises does not: a kernel of zeros before it gives a constant, not silence.
+    Gamma and beta do, and the rows of the readers; where there is no BatchNorm, every part.
+    """
+    norms = {member.layer_path for member in group.members if slices.is_statistic(member)}
+    found = [
+        part[0].role == "in" or (part[0].layer_path in norms and any(map(slices.multiplies, part)))
+        for part in parts
+    ]
+    return found if norms and any(found) else [True] * len(parts)
 
 
 def _key(member: Member) -> tuple[int, int]:

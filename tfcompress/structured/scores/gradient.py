@@ -15,10 +15,12 @@ class Gradient:
     """Channels go first whose removal changes the loss least, to first order.
 
     score = mean over batches of |sum of w g over the channel's slice|, g the gradient of the
-    batch's mean loss: w g summed is the change of the loss when the slice becomes zero. The parts
+    batch's mean loss: w g summed is the change of the loss when the slice becomes zero. The weights
     of one layer that become zero together are summed before the magnitude is taken: kernel and bias
-    (out), gamma and beta (each), the next layer's rows (in). All of them count: each is an
-    estimate of the same change. Moving means and variances do not, they are not learnt.
+    (out), gamma and beta (each), the next layer's rows (in). Those count that silence the channel
+    when they are zero, as its removal does; so kernels before a BatchNorm do not: a kernel of zeros
+    gives minus the moving mean, normalised. (ResNet-8 with 1.3x fewer MACs, before fine-tuning: an
+    accuracy of 0.26 with them, 0.41 without.)
 
     Source: Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient
     inference", and 2019, "Importance estimation for neural network pruning".

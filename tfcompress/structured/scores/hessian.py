@@ -16,9 +16,9 @@ class Hessian:
 
     score = sum of w^2 F / 2 over the channel's slice, F = mean over batches of g^2: the diagonal
     of the Fisher information in place of the Hessian's. g is the gradient of a batch's mean loss;
-    the smaller the batches, the nearer F is to the Fisher information of single samples. The same
-    members count as for `gradient`: kernels with their biases, gammas with their betas, and the
-    rows of the layers that read the channel.
+    the smaller the batches, the nearer F is to the Fisher information of single samples. All that
+    is learnt counts: kernels with their biases (out, each), gammas with their betas (each), and the
+    rows of the layers that read the channel (in).
 
     Sources: LeCun et al. 1990, "Optimal brain damage"; Theis et al. 2018, "Faster gaze prediction
     with dense networks and Fisher pruning".
