@@ -60,9 +60,9 @@ def unbounded(shape: Sequence[int | None]) -> Bounds:
 
 
 def _within(low: Any, high: Any, typical: Any) -> Bounds:
-    clipped = [np.clip(array, -UNBOUNDED, UNBOUNDED) for array in (low, high)]
-    largest = np.maximum(np.abs(clipped[0]), np.abs(clipped[1]))
-    return Bounds(*clipped, np.minimum(np.broadcast_to(typical, largest.shape), largest))
+    low, high = (np.clip(array, -UNBOUNDED, UNBOUNDED) for array in (low, high))
+    largest = np.maximum(np.abs(low), np.abs(high))
+    return Bounds(low, high, np.minimum(np.broadcast_to(typical, largest.shape), largest))
 
 
 Reader = Callable[[Any, str, Bounds], None]  # (layer, path, what enters it)
@@ -154,14 +154,17 @@ def _within_one(layer: Any) -> bool:
     )
 
 
-_SAME = (layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
-_SAME += (layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
-_SAME += (layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)
-_SAME += (layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D)
+_SAME = (
+    *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
+    *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+    *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
+    *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
+)
 _PADDED = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
-_POOLED = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
-_POOLED += (layers.GlobalAveragePooling3D, layers.GlobalMaxPooling1D)
-_POOLED += (layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
+_POOLED = (
+    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D),
+    *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
+)
 
 
 # Activations: those that never fall, and the steepest slope of those that do.
@@ -368,8 +371,10 @@ def _moved(
         return x.map(lambda a: a.transpose([axis - 1 for axis in layer.dims]))
     if type(layer) is layers.RepeatVector:
         return x.map(lambda a: a[None])
-    if None in shape[1:] or None in target[1:]:
+    source = [size for size in shape[1:] if size is not None]
+    wanted = [size for size in target[1:] if size is not None]
+    if len(source) < len(shape) - 1 or len(wanted) < len(target) - 1:
         return unbounded(target)
     if type(layer) is layers.Flatten and layer.data_format == "channels_first":
-        return x.map(lambda a: np.moveaxis(np.broadcast_to(a, shape[1:]), 0, -1).reshape(-1))
-    return x.map(lambda a: np.broadcast_to(a, shape[1:]).reshape(target[1:]))
+        return x.map(lambda a: np.moveaxis(np.broadcast_to(a, source), 0, -1).reshape(-1))
+    return x.map(lambda a: np.broadcast_to(a, source).reshape(wanted))

@@ -9,7 +9,7 @@ import numpy as np
 from tfcompress.errors import require
 from tfcompress.structured import contractions
 from tfcompress.structured.bounds import Bounds, flow
-from tfcompress.structured.groups import ChannelGroups, channel_groups
+from tfcompress.structured.groups import ChannelGroups, Member, channel_groups
 from tfcompress.structured.layers.convolution import channel_axis
 from tfcompress.structured.removal import keep_channels
 from tfcompress.structured.trace import PINNED
@@ -104,13 +104,11 @@ def dead_channels(
     require(0 < largest_input < 1e30, "largest_input", rule, largest_input=largest_input)
     groups = channel_groups(model)
     readings = _readings(model, groups, largest_input)
-    candidates = _candidates(groups, readings)
+    waiting = _candidates(groups, readings)
     stay: dict[int, str] = {}
     alive = np.ones(groups.channel_of.size, bool)
-    waiting = candidates
     while True:
-        loud = _loud(groups, readings, alive, tolerance, stay)
-        dying = waiting & ~loud
+        dying = waiting & ~_loud(readings, alive, tolerance, stay)
         if not dying.any():
             break
         alive &= ~dying
@@ -187,22 +185,29 @@ def _axes(layer: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
 
 
 def _candidates(groups: ChannelGroups, readings: list[_Reading]) -> np.ndarray:
-    """Returns which channels can be judged: all that read them are known, and removal is exact."""
+    """Returns which channels can be judged: something reads them, and their removal is exact.
+
+    Of layers that are not known as sums (recurrent ones, attention) only weights of zero count.
+    """
     judged = np.zeros(groups.channel_of.size, bool)
     known = {id(variable) for r in readings for variable in r.layer.variables}
     for group, own in zip(groups, groups.labels, strict=True):
         readers = [m for m in group.members if m.role == "in"]
-        if readers and not group.inexact and all(id(m.variable) in known for m in readers):
-            judged[own] = True
+        if readers and not group.inexact:
+            heard = [_heard(m, group.size) for m in readers if id(m.variable) not in known]
+            judged[own] = ~np.any(heard, axis=0)
     return judged
 
 
+def _heard(member: Member, size: int) -> np.ndarray:
+    """Returns for each channel of the group whether any of the weights that read it is not zero."""
+    value = np.moveaxis(keras.ops.convert_to_numpy(member.variable), member.axis, 0)
+    nonzero = np.any(value.reshape(len(value), -1) != 0, axis=1)
+    return np.bincount(member.channels, nonzero[member.indices], minlength=size) > 0
+
+
 def _loud(
-    groups: ChannelGroups,
-    readings: list[_Reading],
-    alive: np.ndarray,
-    tolerance: float,
-    stay: dict[int, str],
+    readings: list[_Reading], alive: np.ndarray, tolerance: float, stay: dict[int, str]
 ) -> np.ndarray:
     """Returns which channels are heard: some layer's output that is alive depends on them."""
     loud = np.zeros(alive.size, bool)
