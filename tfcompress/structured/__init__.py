@@ -1,20 +1,31 @@
 """From a model's graph to a smaller model: folded layers, and channels that really go."""
 
+from tfcompress.structured.crop_inputs import Border, crop_inputs
 from tfcompress.structured.dead import DeadChannels, dead_channels, remove_dead_channels
+from tfcompress.structured.drop_layers import DroppedLayers, drop_layers
 from tfcompress.structured.fold import fold_batch_norm
 from tfcompress.structured.groups import ChannelGroups, Group, Member, channel_groups
+from tfcompress.structured.pool_head import pool_head
 from tfcompress.structured.prune import prune_channels
 from tfcompress.structured.removal import keep_channels
+from tfcompress.structured.select_features import kept_features, select_features
 
 __all__ = [
+    "Border",
     "ChannelGroups",
     "DeadChannels",
+    "DroppedLayers",
     "Group",
     "Member",
     "channel_groups",
+    "crop_inputs",
     "dead_channels",
+    "drop_layers",
     "fold_batch_norm",
     "keep_channels",
+    "kept_features",
+    "pool_head",
     "prune_channels",
     "remove_dead_channels",
+    "select_features",
 ]
