@@ -10,11 +10,14 @@ from tfcompress.errors import InputError, require
 from tfcompress.structured import costs
 from tfcompress.structured.evidence import collect
 from tfcompress.structured.groups import ChannelGroups, channel_groups
+from tfcompress.structured.latency import prune_to_latency
 from tfcompress.structured.ranking import rank, score_groups
 from tfcompress.structured.removal import keep_channels
 from tfcompress.structured.scores import SCORES
 from tfcompress.structured.selection import Selection, limits, out_of_reach
+from tfcompress.tflite import convert
 
+_MOST_FILES = 6  # that are written to find out how far a budget of bytes goes
 _COUNTED = {"keep_macs": costs.macs, "keep_parameters": costs.parameters}
 
 
@@ -83,13 +86,19 @@ def prune_channels(
     groups = channel_groups(model)
     require_free(groups)
     limited = limits(groups, rules, round_to)
+    # What a rule spares needs no score, and may have none.
+    scored = [group for group in groups if limited[group.name].least < group.size]
     evidence = collect(model, groups, data, loss, method.needs)
-    scores = score_groups(groups, method, evidence)
-    ranking = rank(groups, scores, scope, normalise=method.normalise)
+    scores = score_groups(scored, method, evidence)
+    ranking = rank(scored, scores, scope, normalise=method.normalise)
     selection = Selection(groups, ranking, limited)
-    if budget in _COUNTED:
-        return keep_channels(groups, _counted(groups, selection, budget, share), optimizer)
-    raise NotImplementedError(budget)
+    if budget == "keep_latency":
+        return prune_to_latency(groups, selection, share, scheme, samples, optimizer=optimizer)
+    if budget == "keep_bytes":
+        kept = _within_bytes(groups, selection, share, scheme, samples)
+    else:
+        kept = _counted(groups, selection, budget, share)
+    return keep_channels(groups, kept, optimizer)
 
 
 def _one_budget(budgets: Mapping[str, float | None]) -> tuple[str, float]:
@@ -129,3 +138,37 @@ def _counted(
         smallest = relative(groups.stays(selection.kept(len(selection))))
         raise out_of_reach(groups, budget, share, smallest)
     return selection.kept(removed)
+
+
+def _within_bytes(
+    groups: ChannelGroups, selection: Selection, share: float, scheme: str, samples: Any
+) -> dict[str, np.ndarray]:
+    """Returns the channels of the largest model found whose file has at most that share of bytes.
+
+    A file's bytes are a straight line over the weights, nearly: the last two files tell where it
+    meets the budget, until that changes nothing.
+    """
+
+    def weights(stays: np.ndarray) -> int:
+        return costs.parameters(groups, stays)
+
+    def measure(kept: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        file = convert(keep_channels(groups, kept), scheme, samples)
+        return weights(groups.stays(kept)), len(file)
+
+    largest, smallest = measure({}), measure(selection.kept(len(selection)))
+    most = share * largest[1]
+    if smallest[1] > most:
+        raise out_of_reach(groups, "keep_bytes", share, smallest[1] / largest[1])
+    fits, best, above = smallest, len(selection), largest
+    for _ in range(_MOST_FILES):
+        slope = (above[0] - fits[0]) / max(above[1] - fits[1], 1)
+        removed = selection.within(weights, fits[0] + slope * (most - fits[1]))
+        if removed is None or removed >= best:
+            break
+        found = measure(selection.kept(removed))
+        if found[1] > most:
+            above = found
+        else:
+            fits, best = found, removed
+    return selection.kept(best)
