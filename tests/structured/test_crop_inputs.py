@@ -85,8 +85,14 @@ def strided(x):
     return layers.Concatenate()([layers.PReLU(shared_axes=[1, 2])(y + z), layers.ReLU()(z)])
 
 
-@pytest.mark.parametrize("body", [unpadded, padded, strided])
-@pytest.mark.parametrize("between", [[], [layers.ReLU], [layers.BatchNormalization, layers.PReLU]])
+@pytest.mark.parametrize(
+    ("body", "between"),
+    [
+        (unpadded, []),
+        (padded, [layers.ReLU]),
+        (strided, [layers.BatchNormalization, layers.PReLU]),
+    ],
+)
 def test_positions_keep_their_weights_through_strides(body, between):
     """A value in the middle, far from any padding, comes from the same pixels and weights."""
     shape = (32, 32, 2)
