@@ -18,21 +18,35 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with silent_stderr():
     import keras
 
-from tfcompress import clustering, data, models, pruning, schedules
+from tfcompress import clustering, data, models, pruning, schedules, structured
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
 from tfcompress.structured import (
     channel_groups,
+    crop_inputs,
     dead_channels,
+    drop_layers,
     fold_batch_norm,
     keep_channels,
+    kept_features,
+    merge_channels,
+    pool_head,
     prune_channels,
     remove_dead_channels,
+    select_features,
+    sensitivity,
+    trim,
 )
-from tfcompress.tflite import audit, compare, convert, measure_latency
-from tfcompress.wrappers import quantize_aware
+from tfcompress.tflite import (
+    audit,
+    compare,
+    convert,
+    measure_latency,
+    sparse_inference_report,
+)
+from tfcompress.wrappers import prune_activations, quantize_aware
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -52,17 +66,28 @@ __all__ = [
     "clustering",
     "compare",
     "convert",
+    "crop_inputs",
     "data",
     "dead_channels",
+    "drop_layers",
     "fold_batch_norm",
     "keep_channels",
+    "kept_features",
     "measure_latency",
+    "merge_channels",
     "models",
+    "pool_head",
     "preserve",
+    "prune_activations",
     "prune_channels",
     "pruning",
     "quantize_aware",
     "remove_dead_channels",
     "run_recipe",
     "schedules",
+    "select_features",
+    "sensitivity",
+    "sparse_inference_report",
+    "structured",
+    "trim",
 ]

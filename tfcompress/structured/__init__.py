@@ -5,18 +5,24 @@ from tfcompress.structured.dead import DeadChannels, dead_channels, remove_dead_
 from tfcompress.structured.drop_layers import DroppedLayers, drop_layers
 from tfcompress.structured.fold import fold_batch_norm
 from tfcompress.structured.groups import ChannelGroups, Group, Member, channel_groups
+from tfcompress.structured.merge import merge_channels
 from tfcompress.structured.pool_head import pool_head
 from tfcompress.structured.prune import prune_channels
 from tfcompress.structured.removal import keep_channels
+from tfcompress.structured.scores import SCORES
 from tfcompress.structured.select_features import kept_features, select_features
+from tfcompress.structured.sensitivity import Sensitivity, sensitivity
+from tfcompress.structured.trim import trim
 
 __all__ = [
+    "SCORES",
     "Border",
     "ChannelGroups",
     "DeadChannels",
     "DroppedLayers",
     "Group",
     "Member",
+    "Sensitivity",
     "channel_groups",
     "crop_inputs",
     "dead_channels",
@@ -24,8 +30,11 @@ __all__ = [
     "fold_batch_norm",
     "keep_channels",
     "kept_features",
+    "merge_channels",
     "pool_head",
     "prune_channels",
     "remove_dead_channels",
     "select_features",
+    "sensitivity",
+    "trim",
 ]

@@ -2,18 +2,17 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress import graph
 from tfcompress.errors import InputError, call, require, unknown
 from tfcompress.structured import evaluation, slices
 from tfcompress.structured.groups import ChannelGroups, Group, Member
-from tfcompress.structured.trace import Axes
+from tfcompress.structured.sites import Site, Sites
 
 NEEDS = ("weights", "gradients", "activations")
 
@@ -93,7 +92,7 @@ def collect(
     read = evaluation.batches(data, batch_size, batches)
     if needs == "gradients":
         return _Gradients(model, groups, loss).gather(read)
-    return _Zeros(model, groups).gather(read)
+    return _zeros(model, groups, read)
 
 
 class _Gradients:
@@ -192,109 +191,24 @@ def _effects(part: list[Member], size: int, indexed: Mapping[Any, np.ndarray]) -
     return np.stack([np.abs(first), second / 2])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A tensor on its way through the model, with what the trace knows of its axes."""
-
-    value: Any
-    axes: Axes | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Site:
-    """A place where a group's channels enter a layer that reads them: `indices` of the axis there
-    are the group's `channels`."""
-
-    group: Group
-    channels: np.ndarray
-    indices: np.ndarray
-
-
-class _Zeros:
-    """One compiled step gives, for each site, the share of zeros at each index of its axis."""
-
-    def __init__(self, model: keras.Model, groups: ChannelGroups):
-        self._model = model
-        self._groups = groups
-        self._tensors = groups.trace.tensors
-        self._channel_of = groups.trace.components()
-        self._group_of = np.full(self._channel_of.size, -1)
-        self._position = np.zeros(self._channel_of.size, int)
-        for number, own in enumerate(groups.labels):
-            self._group_of[own] = number
-            self._position[own] = np.arange(own.size)
-        self._readers = [
-            {id(member.layer) for member in group.members if member.role == "in"}
-            for group in groups
-        ]
-        self._sites: list[_Site] = []
-        self._step = tf.function(self._shares, reduce_retracing=True)
-
-    def gather(self, batches: Iterable[evaluation.Batch]) -> Evidence:
-        totals: list[np.ndarray] = []
-        rows = 0
-        for x, _ in batches:
-            arrays = evaluation.inputs_in_order(self._model, x)
-            shares = [np.asarray(share) for share in evaluation.run(self._step, arrays)]
-            count = len(arrays[0])
-            totals = [
-                count * share + (totals[number] if totals else 0.0)
-                for number, share in enumerate(shares)
-            ]
-            rows += count
-        zeros: dict[str, list[np.ndarray]] = {group.name: [] for group in self._groups}
-        for site, total in zip(self._sites, totals, strict=True):
-            size = site.group.size
-            sums = np.bincount(site.channels, (total / rows)[site.indices], minlength=size)
-            zeros[site.group.name].append(sums / np.bincount(site.channels, minlength=size))
-        return Evidence(
-            zeros={
-                group.name: np.reshape(zeros[group.name], (-1, group.size))
-                for group in self._groups
-            }
-        )
-
-    def _shares(self, arrays: list[Any]) -> list[Any]:
-        self._sites.clear()  # the function may be traced again, for another shape
-        shares: list[Any] = []
-
-        def call(node, path, args, kwargs):
-            given = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Tensor)]
-            for tensor in given:
-                for axis, site in self._sites_of(node.operation, tensor):
-                    self._sites.append(site)
-                    shares.append(_share_of_zeros(tensor.value, axis))
-            args, kwargs = keras.tree.map_structure(
-                lambda x: x.value if isinstance(x, _Tensor) else x, (args, kwargs)
-            )
-            outputs = keras.tree.flatten(node.operation(*args, **kwargs))
-            known = [self._tensors.get(id(x)) for x in node.outputs]
-            seen = [_Tensor(x, axes) for x, axes in zip(outputs, known, strict=True)]
-            return seen[0] if len(seen) == 1 else seen
-
-        specs = keras.tree.flatten(graph.inputs_of(self._model))
-        inputs = [
-            _Tensor(tf.cast(array, spec.dtype), None)
-            for array, spec in zip(arrays, specs, strict=True)
-        ]
-        with keras.StatelessScope():  # whatever a layer writes to its state is dropped
-            graph.interpret(self._model, inputs, call)
-        return shares
-
-    def _sites_of(self, operation: Any, tensor: _Tensor) -> Iterator[tuple[int, _Site]]:
-        if tensor.axes is None or not isinstance(operation, keras.layers.Layer):
-            return
-        inside = {id(layer) for layer in operation._flatten_layers()}
-        for axis, labels in enumerate(tensor.axes.labels):
-            if labels is None:
-                continue
-            channels = self._channel_of[labels]
-            numbers = self._group_of[channels]
-            for number in np.unique(numbers[numbers >= 0]).tolist():
-                if self._readers[number] & inside:
-                    (indices,) = np.nonzero(numbers == number)
-                    own = self._position[channels[indices]]
-                    yield axis, _Site(self._groups[number], own, indices)
+def _zeros(model: keras.Model, groups: ChannelGroups, read: Iterable[evaluation.Batch]) -> Evidence:
+    """Returns the share of zeros of each channel as it enters each layer that reads it."""
+    totals: list[np.ndarray] = []
+    sites: list[Site] = []
+    rows = 0
+    for count, seen in Sites(model, groups, _share_of_zeros).batches(read):
+        sites = [site for site, _ in seen]
+        shares = [count * share for _, share in seen]
+        totals = [a + b for a, b in zip(totals, shares, strict=True)] if totals else shares
+        rows += count
+    zeros: dict[str, list[np.ndarray]] = {group.name: [] for group in groups}
+    for site, total in zip(sites, totals, strict=True):
+        size = site.group.size
+        sums = np.bincount(site.channels, (total / rows)[site.indices], minlength=size)
+        zeros[site.group.name].append(sums / np.bincount(site.channels, minlength=size))
+    return Evidence(
+        zeros={group.name: np.reshape(zeros[group.name], (-1, group.size)) for group in groups}
+    )
 
 
 def _share_of_zeros(x: Any, axis: int) -> Any:
