@@ -128,15 +128,22 @@ def channel_groups(model: keras.Model) -> ChannelGroups:
     free[channel_of[PINNED]] = False
     free[list(reasons)] = False
     group_of = _signatures(uses, channel_of, free)
-    groups, labels, names = [], [], Names()
-    remarks = [(np.unique(channel_of[labels]), reason) for labels, reason in found.remarks]
-    for own in _in_order(group_of, uses, channel_of):
-        members = _members(uses, channel_of, own)
+    labels = list(_in_order(group_of, uses, channel_of))
+    owner = np.full(channel_of.size, -1)
+    for number, own in enumerate(labels):
+        owner[own] = number
+    inexact: list[dict[str, None]] = [{} for _ in labels]
+    for remarked, reason in found.remarks:
+        for number in np.unique(owner[channel_of[remarked]]).tolist():
+            if number >= 0:
+                inexact[number][reason] = None
+    groups, names = [], Names()
+    for own, members, why in zip(
+        labels, _members(uses, channel_of, labels, owner), inexact, strict=True
+    ):
         made = next((m for m in members if m.role == "out"), members[0])
-        inexact = [reason for channels, reason in remarks if np.isin(own, channels).any()]
         name = names.unique(made.layer_path)
-        groups.append(Group(name, own.size, tuple(members), tuple(dict.fromkeys(inexact))))
-        labels.append(own)
+        groups.append(Group(name, own.size, tuple(members), tuple(why)))
     pinned = _pinned(uses, channel_of, reasons)
     return ChannelGroups(model, tuple(groups), pinned, found, channel_of, tuple(labels))
 
@@ -180,18 +187,22 @@ def _in_order(
                 yield channels[signatures == signature]
 
 
-def _members(uses: list[Use], channel_of: np.ndarray, own: np.ndarray) -> list[Member]:
+def _members(
+    uses: list[Use], channel_of: np.ndarray, labels: list[np.ndarray], owner: np.ndarray
+) -> list[list[Member]]:
+    """Returns the members of every group; `owner` is the number of a channel's group, or -1."""
     position = np.full(channel_of.size, -1)
-    position[own] = np.arange(own.size)
-    members = []
+    for own in labels:
+        position[own] = np.arange(own.size)
+    members: list[list[Member]] = [[] for _ in labels]
     for use in uses:
-        channels = position[channel_of[use.labels]]
-        (indices,) = np.nonzero(channels >= 0)
-        if indices.size:
-            member = Member(
-                use.layer, use.path, use.variable, use.axis, use.role, channels[indices], indices
-            )
-            members.append(member)
+        channels = channel_of[use.labels]
+        owners = owner[channels]
+        for number in np.unique(owners[owners >= 0]).tolist():
+            (indices,) = np.nonzero(owners == number)
+            mine = position[channels[indices]]
+            member = Member(use.layer, use.path, use.variable, use.axis, use.role, mine, indices)
+            members[number].append(member)
     return members
 
 

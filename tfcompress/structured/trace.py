@@ -263,7 +263,9 @@ def _require_graph(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise InputError(f"A model must be a Keras 3 model. Received: {model!r}")
     for part in (model, *model._flatten_layers(include_self=False)):
-        if isinstance(part, keras.Model) and not graph.is_graph(part):
+        if isinstance(part, keras.Sequential):
+            graph.as_graph(part)  # an error if it is not built
+        elif isinstance(part, keras.Model) and not graph.is_graph(part):
             raise InputError(
                 f"{type(part).__name__} '{part.name}' must be functional or Sequential, so that "
                 "its channels can be followed. Make a subclassed model functional by calling its "

@@ -1,7 +1,10 @@
-"""Normalization: per channel, over channels, and over groups of them."""
+"""Normalization: per channel, over channels, and over groups of them; scales beside it."""
 
 import keras
+from keras.src.applications.convnext import LayerScale, StochasticDepth
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
+from tfcompress.structured.layers.elementwise import broadcast
 from tfcompress.structured.trace import Axes, Call, Labels, Trace, describe, knows
 
 layers = keras.layers
@@ -49,3 +52,24 @@ def group_normalization(found: Trace, call: Call) -> Axes:
         first = groups[:, 0]
         found.edit(call, lambda config, size: {"groups": size(first)}, first)
     return x
+
+
+@knows(LayerScale)
+def layer_scale(found: Trace, call: Call) -> Axes:
+    """ConvNeXt's: one factor for each channel."""
+    layer, (x,) = call.operation, call.inputs
+    labels = found.use(call, layer.gamma, 0, "each", x.labels[-1])
+    found.edit(call, lambda config, size: {"projection_dim": size(labels)}, labels)
+    return x
+
+
+@knows(StochasticDepth)
+def stochastic_depth(found: Trace, call: Call) -> Axes:
+    """ConvNeXt's: in training it drops whole branches, all channels alike."""
+    return call.inputs[0]
+
+
+@knows(CustomScaleLayer)
+def scaled_sum(found: Trace, call: Call) -> Axes | list[Axes]:
+    """Inception-ResNet's: the sum of two tensors, one of them times a number."""
+    return broadcast(found, call, call.inputs)
