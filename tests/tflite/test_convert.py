@@ -64,10 +64,14 @@ def built(model):
 @pytest.mark.parametrize("scheme", tflite.SCHEMES)
 def test_each_scheme_computes_the_model(scheme):
     model = sequential()
+    kernel = np.array(model.layers[-1].kernel)
+    model.layers[-1].kernel.assign(np.where(np.abs(kernel) < 0.1, 0.0, kernel))
     weights = [w.copy() for w in model.get_weights()]
     content = tflite.convert(model, scheme, samples=IMAGES)
     limits = {"float32": 1e-5, "float16": 0.01, "dynamic": 0.1, "int8": 0.1, "int16x8": 0.1}
+    limits["sparse"] = limits["float32"]
     audit = tflite.audit(content)
+    assert ("DENSIFY" in audit.operators) == (scheme == "sparse")
     assert tflite.compare(model, content, IMAGES).relative_error < limits[scheme]
     assert audit.full_integer == (scheme in ("int8", "int16x8"))
     assert audit.inputs[0]["shape"] == [1, 8, 8, 1]

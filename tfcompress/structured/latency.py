@@ -4,9 +4,9 @@ Time does not follow the multiply-accumulates: narrow layers use the hardware wo
 are bound by memory. So the table is measured, in the interpreter, on models of this very kind; and
 because it is still an estimate, a budget counts as met when the model itself was measured.
 
-Fewer channels need not be faster at all. On x86 with AMX one instruction of XNNPACK's int8 kernels
-takes 64 inputs by 16 outputs: ResNet-8 in int8, whose layers have 16 to 64 channels, takes 97 % of
-its time with a quarter of them (in float32: 0.29 of the operations take 0.52 of the time).
+Fewer channels need not be faster at all. On a Xeon with AMX, whose int8 instructions take 64 inputs
+by 16 outputs at once, ResNet-8 in int8 (16 to 64 channels) takes 97 % of its time with a quarter of
+its channels; in float32 a model with 0.29 of its operations takes 0.52 of its time.
 """
 
 import collections
