@@ -68,6 +68,20 @@ def test_the_border_grows_where_the_saliency_is_least():
     )
 
 
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_what_was_read_at_constant_positions_goes_into_the_bias(use_bias):
+    """Black borders are no nothing: a convolution's bias makes values of them."""
+    biased = layers.Conv2D(3, 1, activation="relu", bias_initializer="ones")
+    dense = layers.Dense(4, use_bias=use_bias)
+    model = keras.Sequential([keras.Input((12, 16, 2)), biased, layers.Flatten(), dense])
+    x = images(only_inside=True)
+    small = crop_inputs(model, (x, labels(model, x)), 0.0, "mse")
+    assert small.border == Border(4, 4, 4, 4)
+    np.testing.assert_allclose(
+        small.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
 def unpadded(x):
     x = layers.Conv2D(4, 3, activation="relu")(x)
     return layers.MaxPooling2D(2)(layers.DepthwiseConv2D(3)(x))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfcompress import graph, weights
 from tfcompress.errors import call, require, unknown
 from tfcompress.structured import evaluation
+from tfcompress.structured.moments import input_tensors, moments
 from tfcompress.structured.positions import Grid, Positions, total_stride
 
 SALIENCIES = ("gradient", "gradient_times_input")
@@ -55,10 +56,12 @@ def crop_inputs(
     the whole.
 
     Convolutions, pooling and all that follows are rebuilt for the smaller size with the weights
-    that they have. A Dense behind a Flatten keeps the rows of the positions that remain: position i
-    of a smaller map is position i + offset of the old one, where the offset is the border at the
-    input, and becomes (offset + old padding - new padding) / stride at each strided layer. Where
-    maps are padded ("same"), the padding moves inwards with the border: values near it change.
+    that they have. A Dense behind a Flatten keeps the rows of the positions that remain, and the
+    mean of what it read at the others goes into its bias: position i of a smaller map is position
+    i + offset of the old one, where the offset is the border at the input, and becomes
+    (offset + old padding - new padding) / stride at each strided layer. Where maps are padded
+    ("same"), the padding moves inwards with the border: values near it change. Where they are not,
+    a position whose window reached into the border goes with all else that it saw.
 
     Args:
         data: (x, y) and the other forms of `tfcompress.structured.evaluation.batches`.
@@ -71,7 +74,7 @@ def crop_inputs(
             so that strided layers look at the positions that they knew; smaller steps are for
             models without a Flatten.
         input_name: which input, where several are images.
-        batches: at most so many batches of the data are read; None: all.
+        batches: at most so many batches of the data are read, and kept in memory; None: all.
         batch_size: rows of a batch where `data` is arrays.
 
     Raises:
@@ -88,12 +91,12 @@ def crop_inputs(
     _check(max_saliency, saliency, step)
     flat = graph.functional(model)
     image = _image_input(flat, input_name)
-    read = evaluation.batches(data, batch_size, batches)
+    read = list(evaluation.batches(data, batch_size, batches))
     judge = evaluation.loss_of(model, loss)
     measured = _saliency(flat, image, read, judge, saliency == "gradient_times_input")
     steps = (step, step) if step else total_stride(flat, image)
     border = _border(measured, max_saliency, steps)
-    small = _cropped(flat, image, border, inside)
+    small = _cropped(flat, image, border, inside, read)
     small.border = border
     return small
 
@@ -160,9 +163,8 @@ def _saliency(
     step = tf.function(sums, reduce_retracing=True)
     total = np.zeros(image.shape[1:3])
     for x, y in read:
-        arrays = evaluation.inputs_in_order(flat, x)
+        inputs = input_tensors(flat, x)
         require(y is not None, "data", "must be (x, y): a gradient of the loss needs labels")
-        inputs = [tf.cast(a, t.dtype) for a, t in zip(arrays, flat.inputs, strict=True)]
         loss, effects = call(functools.partial(step, inputs, y), "The loss")
         evaluation.finite(loss)
         total += effects.numpy()
@@ -197,7 +199,9 @@ def _border(saliency: np.ndarray, most: float, steps: tuple[int, int]) -> Border
         right += across * (side == "right")
 
 
-def _cropped(flat: keras.Model, image: Any, border: Border, inside: bool) -> keras.Model:
+def _cropped(
+    flat: keras.Model, image: Any, border: Border, inside: bool, read: Sequence[evaluation.Batch]
+) -> keras.Model:
     sides = (border.top, border.bottom), (border.left, border.right)
     if not any(sides[0] + sides[1]):
         return flat
@@ -227,7 +231,8 @@ def _cropped(flat: keras.Model, image: Any, border: Border, inside: bool) -> ker
             "must not be a map of the image for crop_inputs: it would change its size",
             shape=tuple(tensor.shape),
         )
-    positions.load_weights()
+    means, _ = moments(flat, list(positions.readers.values()), read)
+    positions.load_weights(dict(zip(positions.readers, means, strict=True)))
     return small
 
 

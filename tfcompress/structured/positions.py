@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -58,12 +58,14 @@ Place = Grid | Rows | None  # None: the image's positions are no part of it
 class Positions:
     """Rebuilds a flat model call by call on a cropped image, following the positions.
 
-    `layers` are the new layers whose weights have to be sliced, with the old ones and what is kept.
+    A Dense behind flattened maps loses the rows of the positions that are gone, and takes the mean
+    of what it read there into its bias; `readers` are its inputs in the old graph, by `id` of it.
     """
 
     def __init__(self) -> None:
         self._places: dict[int, tuple[Any, Place]] = {}  # with the tensor, so that its id stays
         self._layers: dict[int, tuple[Any, Any, np.ndarray]] = {}
+        self.readers: dict[int, Any] = {}
 
     def place(self, tensor: Any, place: Place) -> None:
         self._places[id(tensor)] = tensor, place
@@ -85,21 +87,30 @@ class Positions:
             place, is_sliced = _behind(node, places, new), False
         if is_sliced:
             copy = self._sliced(operation, next(x.kept for x in known if isinstance(x, Rows)))
+            if type(operation) is _LAYERS.Dense:
+                self.readers[id(operation)] = node.input_tensors[0]
         outputs = call(lambda: copy(*args, **kwargs), f"{_title(operation)} on the cropped image")
         self.place(outputs, place)
         return outputs
 
-    def load_weights(self) -> None:
-        """Gives the new layers the old weights at the positions that remain."""
+    def load_weights(self, means: Mapping[int, np.ndarray]) -> None:
+        """Gives the new layers the old weights at the positions that remain; `means` float64 (n,)
+        of the tensors in `readers`, under the same keys."""
         for old, new, kept in self._layers.values():
-            first, *others = old.get_weights()
-            if not isinstance(old, _LAYERS.Dense):  # whose bias counts outputs
-                others = [values[kept] for values in others]
-            new.set_weights([first[kept], *others])
+            values = old.get_weights()
+            if id(old) not in means:
+                new.set_weights([value[kept] for value in values])
+                continue
+            gone = np.setdiff1d(np.arange(len(values[0])), kept)
+            total = means[id(old)][gone] @ values[0][gone].astype(np.float64)
+            bias = (total + values[1] if old.use_bias else total).astype(values[0].dtype)
+            new.set_weights([values[0][kept], bias, *values[2:]])
 
     def _sliced(self, operation: Any, kept: np.ndarray) -> Any:
         if id(operation) not in self._layers:
-            self._layers[id(operation)] = operation, graph.copy_operation(operation), kept
+            biased = {"use_bias": True} if type(operation) is _LAYERS.Dense else {}
+            new = graph.copy_operation(operation, **biased)
+            self._layers[id(operation)] = operation, new, kept
         _, new, before = self._layers[id(operation)]
         if not np.array_equal(before, kept):
             raise _refusal(operation, "it is called on maps with different positions")

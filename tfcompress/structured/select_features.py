@@ -12,6 +12,7 @@ from tfcompress import graph, weights
 from tfcompress.errors import call, require, unknown
 from tfcompress.structured import evaluation
 from tfcompress.structured.columns import Flow, flow, remaining, without
+from tfcompress.structured.moments import input_tensors, moments
 
 FEATURE_SCORES = ("gradient", "magnitude", "permutation")
 
@@ -79,7 +80,8 @@ def select_features(
     count = _count(keep, start.shape[-1])
     route = flow(flat, start)
     read = list(evaluation.batches(data, batch_size, batches))
-    means, deviations = _moments(flat, start, route, read)
+    tensors = [start, *(reader.tensor for reader in route.readers.values())]
+    means, deviations = moments(flat, tensors, read)
     if score == "magnitude":
         scores = _magnitudes(route, deviations, start.shape[-1])
     else:
@@ -178,37 +180,6 @@ def _count(keep: Any, size: int) -> int:
     return keep if whole else max(1, round(keep * size))
 
 
-def _arrays(flat: keras.Model, read: list[evaluation.Batch]) -> list[list[Any]]:
-    """Returns, for each batch, a float tensor for each input."""
-    return [
-        [
-            tf.cast(array, tensor.dtype)
-            for array, tensor in zip(evaluation.inputs_in_order(flat, x), flat.inputs, strict=True)
-        ]
-        for x, _ in read
-    ]
-
-
-def _moments(
-    flat: keras.Model, start: Any, route: Flow, read: list[evaluation.Batch]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns mean and standard deviation, float64, along the last axis of the input and of what
-    each reader reads, over the data."""
-    tensors = [start, *(reader.tensor for reader in route.readers.values())]
-    # One tensor may be read twice; a model's outputs may repeat, too.
-    seen = keras.Model(graph.inputs_of(flat), tensors)
-    sums = [np.zeros((3, tensor.shape[-1])) for tensor in tensors]
-    for arrays in _arrays(flat, read):
-        x = keras.tree.pack_sequence_as(graph.inputs_of(flat), arrays)
-        for total, value in zip(sums, seen(x, training=False), strict=True):
-            rows = np.asarray(value, np.float64).reshape(-1, total.shape[1])
-            total += np.stack([rows.sum(0), (rows**2).sum(0), np.full(rows.shape[1], len(rows))])
-    means = [total / count for total, _, count in sums]
-    squares = [total / count for _, total, count in sums]
-    pairs = zip(squares, means, strict=True)
-    return means, [np.sqrt(np.maximum(s - m**2, 0)) for s, m in pairs]
-
-
 def _magnitudes(route: Flow, deviations: list[np.ndarray], size: int) -> np.ndarray:
     total = np.zeros(size)
     for reader, deviation in zip(route.readers.values(), deviations[1:], strict=True):
@@ -228,7 +199,8 @@ class _Gradient:
 
     def __call__(self, read: list[evaluation.Batch], mean: np.ndarray, seed: int) -> np.ndarray:
         total, rows = np.zeros(len(mean)), 0
-        for arrays, (_, y) in zip(_arrays(self._flat, read), read, strict=True):
+        for x, y in read:
+            arrays = input_tensors(self._flat, x)
             require(y is not None, "data", "must be (x, y): a gradient of the loss needs labels")
             step = functools.partial(self._step, arrays, y, tf.cast(mean, arrays[0].dtype))
             loss, effects = call(step, "The loss")
@@ -259,7 +231,7 @@ class _Permutation:
         self._step = tf.function(self._loss, reduce_retracing=True)
 
     def __call__(self, read: list[evaluation.Batch], mean: np.ndarray, seed: int) -> np.ndarray:
-        batches = _arrays(self._flat, read)
+        batches = [input_tensors(self._flat, x) for x, _ in read]
         columns = np.concatenate([arrays[self._number] for arrays in batches])
         generator = np.random.default_rng(seed)
         start = self._mean_loss(batches, read, columns)
