@@ -2,6 +2,6 @@
 
 from tfcompress.callbacks.cluster import ClusterOnSchedule
 from tfcompress.callbacks.preserve import Preserve
-from tfcompress.callbacks.prune import PruneOnSchedule
+from tfcompress.callbacks.prune import CHANNEL, PruneOnSchedule
 
-__all__ = ["ClusterOnSchedule", "Preserve", "PruneOnSchedule"]
+__all__ = ["CHANNEL", "ClusterOnSchedule", "Preserve", "PruneOnSchedule"]

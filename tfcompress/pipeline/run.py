@@ -19,6 +19,7 @@ from tfcompress import measure, models, recipe
 from tfcompress.data import Data
 from tfcompress.errors import InputError
 from tfcompress.pipeline import stages as stage_work
+from tfcompress.pipeline import structure
 from tfcompress.pipeline.determinism import deterministic, start_seed
 from tfcompress.pipeline.finish import Baseline, accuracy, finish
 from tfcompress.pipeline.fit import fit, save
@@ -191,14 +192,18 @@ class _Run:
         saved = State.read(path, fingerprint)
         if saved is not None and saved.record is not None:
             self._say(f"{title}, done before")
-            model = stage_work.transform(model, stage, None, seed=0)
+            if saved.structure:
+                model = structure.rebuilt(saved.structure, like=model)
+            else:
+                model = structure.transform(model, stage, None, seed=0)
             assign(variables(model), saved.model)
             return model, saved.record
         self._say(title)
         place.mkdir(exist_ok=True)
         seed = start_seed(self._recipe.seed, STAGE_SEED, index)
-        model = stage_work.transform(model, stage, self._data, seed)
-        acting = stage_work.callbacks(stage)
+        before = model
+        model = structure.transform(model, stage, self._data, seed, self._from_logits)
+        acting = stage_work.callbacks(stage, self._data)
         state = State(fingerprint, 0, {}, 0.0, [], [])
         if isinstance(stage, FitKeys):
             state = fit(
@@ -214,9 +219,15 @@ class _Run:
                 self._say,
             )
         record = self._record(index, stage, model, state, acting)
+        if model is not before:
+            record["changed"] = structure.changes(before, model)
         save(model, place / "model.keras", self._from_logits)
         finished = dataclasses.replace(
-            state, model=values(variables(model)), optimizer=[], record=record
+            state,
+            model=values(variables(model)),
+            optimizer=[],
+            record=record,
+            structure=structure.describe(model) if structure.is_structural(stage) else "",
         )
         finished.write(path)
         return model, record

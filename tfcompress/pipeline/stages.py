@@ -1,40 +1,34 @@
-"""What each stage of a recipe does: to the model's structure, and while it trains.
+"""What each stage of a recipe does while it trains, and what it leaves as it was.
 
-A new stage is a class in `tfcompress.recipe.keys` and a case in each of the functions below.
+A new stage is a class in `tfcompress.recipe` and a case in `tfcompress.pipeline.structure` and in
+each of the functions below.
 """
 
 from collections.abc import Sequence
 
 import keras
 
-from tfcompress import schedules, wrappers
+from tfcompress import schedules, structured, wrappers
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.data import Data
 from tfcompress.data.batches import steps_per_epoch
 from tfcompress.errors import InputError
 from tfcompress.pipeline.fit import compile_model
-from tfcompress.recipe import Cluster, DataKeys, FitKeys, Prune, QuantizeAware, Stage, Train
-from tfcompress.recipe import FoldBatchNorm as Fold
-from tfcompress.structured import fold_batch_norm
+from tfcompress.pipeline.structure import transform
+from tfcompress.recipe import (
+    Cluster,
+    DataKeys,
+    FitKeys,
+    Prune,
+    PruneChannels,
+    QuantizeAware,
+    RemoveChannels,
+    Stage,
+    Train,
+)
 
 
-def transform(model: keras.Model, stage: Stage, data: Data | None, seed: int) -> keras.Model:
-    """Returns the model with the structure that the stage trains: a new one, or `model` itself.
-
-    Without `data` nothing is calibrated: the structure alone.
-    """
-    match stage:
-        case Fold():
-            return fold_batch_norm(model)
-        case QuantizeAware():
-            samples = data.samples(stage.samples, seed) if data and stage.samples else None
-            return wrappers.quantize_aware(
-                model, scheme=stage.scheme, samples=samples, rules=stage.rules
-            )
-    return model
-
-
-def callbacks(stage: Stage) -> list[keras.callbacks.Callback]:
+def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Callback]:
     """Returns what acts on the weights while the stage trains."""
     found: list[keras.callbacks.Callback] = []
     if isinstance(stage, FitKeys) and stage.preserve:
@@ -49,6 +43,7 @@ def callbacks(stage: Stage) -> list[keras.callbacks.Callback]:
                     scope=stage.scope,
                     rules=stage.rules,
                     update_every=stage.update_every,
+                    data=data,
                 )
             )
         case Cluster():
@@ -67,8 +62,13 @@ def callbacks(stage: Stage) -> list[keras.callbacks.Callback]:
 
 def skipped(model: keras.Model, stage: Stage, acting: Sequence[object]) -> dict[str, str]:
     """Returns which kernels or layers the stage has left as they were, and why."""
-    if isinstance(stage, QuantizeAware):
-        return dict(wrappers.skipped(model))
+    match stage:
+        case QuantizeAware():
+            return dict(wrappers.skipped(model))
+        case RemoveChannels():
+            return structured.dead_channels(model, stage.tolerance, stage.largest_input).stay
+        case PruneChannels():
+            return structured.channel_groups(model).pinned
     return {k: v for callback in acting for k, v in getattr(callback, "skipped", {}).items()}
 
 
@@ -90,14 +90,14 @@ def check(
             if isinstance(stage, FitKeys):
                 steps = steps_per_epoch(data, stage.batch_size or data_keys.batch_size)
                 compile_model(model, stage, steps, from_logits)
-                _check_training(model, stage, steps)
+                _check_training(model, stage, steps, data)
         except InputError as error:
             raise InputError(f"Stage {index} ({stage.word}): {error}") from error
 
 
-def _check_training(model: keras.Model, stage: FitKeys, steps: int) -> None:
+def _check_training(model: keras.Model, stage: FitKeys, steps: int, data: Data) -> None:
     total = steps * stage.epochs
-    for callback in callbacks(stage):
+    for callback in callbacks(stage, data):
         callback.set_params({"steps": steps, "epochs": stage.epochs})
         callback.set_model(model)
         callback.select()

@@ -1,8 +1,9 @@
 """What is kept of a run between two processes: variables and progress, in files never half-written.
 
 A run's folder has `stages/NUMBER-NAME/` for each stage: `state.npz`, from which the run goes on,
-and `model.keras`, the stage's result. The model's structure is not read from these: it is built
-again from the recipe, so that any model resumes that the recipe can make.
+and `model.keras`, the stage's result. Where the recipe alone tells the model's structure, the model
+is built again from it, so that any model resumes that the recipe can make; where weights or data
+have decided the structure, it is kept in the state.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ class State:
 
     fingerprint: of all that led to it. epoch: epochs done. history: lists by name, one number per
     epoch. model, optimizer: the values of their variables. record: the stage's entry of
-    `report.json` when it is finished, else None.
+    `report.json` when it is finished, else None. structure: of the model as JSON, where the recipe
+    alone does not tell it.
     """
 
     fingerprint: str
@@ -37,11 +39,12 @@ class State:
     model: list[np.ndarray]
     optimizer: list[np.ndarray]
     record: dict[str, Any] | None = None
+    structure: str = ""
 
     def write(self, path: pathlib.Path) -> None:
         arrays = {f"model_{i}": array for i, array in enumerate(self.model)}
         arrays |= {f"optimizer_{i}": array for i, array in enumerate(self.optimizer)}
-        facts = ("fingerprint", "epoch", "history", "seconds", "record")
+        facts = ("fingerprint", "epoch", "history", "seconds", "record", "structure")
         arrays["facts"] = np.array(json.dumps({name: getattr(self, name) for name in facts}))
         with written_whole(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -1,35 +1,43 @@
 """A recipe: one YAML file that says what is done to a model, checked before anything runs."""
 
-from tfcompress.recipe.keys import (
-    STAGES,
-    Check,
-    Cluster,
-    DataKeys,
-    Export,
-    FitKeys,
+from tfcompress.recipe.keys import Check, DataKeys, Export, Recipe, plain
+from tfcompress.recipe.reading import STAGES, read
+from tfcompress.recipe.stages import Cluster, FitKeys, Prune, QuantizeAware, Stage, Train
+from tfcompress.recipe.structure import (
+    CropInputs,
+    DropLayers,
     FoldBatchNorm,
-    Prune,
-    QuantizeAware,
-    Recipe,
-    Stage,
-    Train,
-    plain,
+    MergeChannels,
+    PoolHead,
+    PruneActivations,
+    PruneChannels,
+    RemoveChannels,
+    SelectFeatures,
+    Trim,
 )
-from tfcompress.recipe.reading import read
 
 __all__ = [
     "STAGES",
     "Check",
     "Cluster",
+    "CropInputs",
     "DataKeys",
+    "DropLayers",
     "Export",
     "FitKeys",
     "FoldBatchNorm",
+    "MergeChannels",
+    "PoolHead",
     "Prune",
+    "PruneActivations",
+    "PruneChannels",
     "QuantizeAware",
     "Recipe",
+    "RemoveChannels",
+    "SelectFeatures",
     "Stage",
     "Train",
+    "Trim",
     "plain",
     "read",
 ]

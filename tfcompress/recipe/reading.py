@@ -11,9 +11,38 @@ import yaml
 
 from tfcompress.data import SOURCES
 from tfcompress.errors import InputError, unknown
-from tfcompress.recipe.keys import STAGES, Recipe, Stage
+from tfcompress.recipe import stages, structure
+from tfcompress.recipe.base import Count, Keys
+from tfcompress.recipe.keys import Recipe
+from tfcompress.recipe.stages import Stage
 
 MODEL_FILES = ("h5", "keras", "savedmodel")
+
+STAGES: dict[str, type[Stage]] = {
+    stage.word: stage
+    for stage in (
+        stages.Train,
+        stages.Prune,
+        stages.Cluster,
+        stages.QuantizeAware,
+        structure.FoldBatchNorm,
+        structure.PruneChannels,
+        structure.RemoveChannels,
+        structure.MergeChannels,
+        structure.Trim,
+        structure.DropLayers,
+        structure.PruneActivations,
+        structure.SelectFeatures,
+        structure.CropInputs,
+        structure.PoolHead,
+    )
+}
+CASCADE = "cascade"  # not a stage: it stands for its own stages, `rounds` times
+
+
+class _Cascade(Keys):
+    rounds: Count
+    stages: list[Any]
 
 
 def read(
@@ -126,7 +155,8 @@ def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
         item = node[index]
         if rest and isinstance(item, str):  # `- train` is a stage without keys
             item = {item: {}}
-        is_stage = isinstance(item, Mapping) and len(item) == 1 and set(item) <= set(STAGES)
+        known = {*STAGES, CASCADE}
+        is_stage = isinstance(item, Mapping) and len(item) == 1 and set(item) <= known
         if rest and is_stage and rest[0] not in item:
             raise unknown(f"stage in {key}: entry {index} is another,", rest[0], item)
         return [*node[:index], _with(item, rest, value, key), *node[index + 1 :]]
@@ -136,11 +166,12 @@ def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def _build(values: dict[str, Any]) -> Recipe:
-    stages = values.get("stages")
-    if stages is not None and not isinstance(stages, list):
-        raise InputError(f"stages of the recipe must be a list. Received: {stages!r:.60}")
-    if stages is not None:
-        values = {**values, "stages": [_stage(i, stage) for i, stage in enumerate(stages)]}
+    listed = values.get("stages")
+    if listed is not None and not isinstance(listed, list):
+        raise InputError(f"stages of the recipe must be a list. Received: {listed!r:.60}")
+    if listed is not None:
+        listed = [item for i, stage in enumerate(listed) for item in _rounds(i, stage)]
+        values = {**values, "stages": [_stage(i, stage) for i, stage in enumerate(listed)]}
     model = values.get("model")
     if isinstance(model, Mapping):
         values["model"] = _model(model)
@@ -163,6 +194,14 @@ def _model(model: Mapping[str, Any]) -> str:
     )
 
 
+def _rounds(index: int, stage: Any) -> list[Any]:
+    """Returns the stages of a cascade, round after round; another stage as it is."""
+    if not isinstance(stage, Mapping) or set(stage) != {CASCADE}:
+        return [stage]
+    cascade = _validated(_Cascade, stage[CASCADE] or {}, f"stages.{index}.{CASCADE}")
+    return cascade.stages * cascade.rounds
+
+
 def _stage(index: int, stage: Any) -> Stage:
     if isinstance(stage, Stage):
         return stage
@@ -175,7 +214,7 @@ def _stage(index: int, stage: Any) -> Stage:
         )
     ((word, arguments),) = stage.items()
     if word not in STAGES:
-        raise unknown("stage", str(word), STAGES)
+        raise unknown("stage", str(word), [*STAGES, CASCADE])
     return _validated(STAGES[word], arguments or {}, f"stages.{index}.{word}")
 
 

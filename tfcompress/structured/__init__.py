@@ -1,7 +1,12 @@
 """From a model's graph to a smaller model: folded layers, and channels that really go."""
 
 from tfcompress.structured.crop_inputs import Border, crop_inputs
-from tfcompress.structured.dead import DeadChannels, dead_channels, remove_dead_channels
+from tfcompress.structured.dead import (
+    FLOAT32_ROUNDING,
+    DeadChannels,
+    dead_channels,
+    remove_dead_channels,
+)
 from tfcompress.structured.drop_layers import DroppedLayers, drop_layers
 from tfcompress.structured.fold import fold_batch_norm
 from tfcompress.structured.groups import ChannelGroups, Group, Member, channel_groups
@@ -15,6 +20,7 @@ from tfcompress.structured.sensitivity import Sensitivity, sensitivity
 from tfcompress.structured.trim import trim
 
 __all__ = [
+    "FLOAT32_ROUNDING",
     "SCORES",
     "Border",
     "ChannelGroups",
