@@ -271,9 +271,10 @@ def take_back(model, copy):
 def with_teacher(student, teacher):
     """Returns a model whose outputs are the student's probabilities, then the teacher's."""
     teacher = to_train(teacher)
+    teacher.name = "teacher"
     teacher.trainable = False
     inputs = keras.Input(student.input_shape[1:])
-    both = [student(inputs), teacher(inputs, training=False)]
+    both = keras.tree.flatten([student(inputs), teacher(inputs, training=False)])
     return keras.Model(inputs, keras.layers.Concatenate()(both))
 
 
