@@ -152,6 +152,9 @@ def build(name):
             norm.gamma.assign(random.uniform(0.5, 1.5, norm.gamma.shape))
         if norm.center:
             norm.beta.assign(random.normal(0, 0.3, norm.beta.shape))
+    for layer in model.layers:
+        if type(layer).__name__ == "LayerScale":  # starts at 1e-6, which would hide everything
+            layer.gamma.assign(random.uniform(0.1, 0.5, layer.gamma.shape))
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0  # one batch says it all

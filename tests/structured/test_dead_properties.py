@@ -41,7 +41,7 @@ def plant(group, goes, kind):
     return kind == "unread" and readers <= JUDGED
 
 
-@examples(60)
+@examples(30)
 @given(models(), st.data())
 def test_dead_channels_go_and_nothing_else_changes(model, data):
     groups, doomed = channel_groups(model), []

@@ -38,7 +38,7 @@ def examples(count):
     )
 
 
-@examples(60)
+@examples(40)
 @given(models(), st.data())
 def test_removed_channels_are_silenced_channels(model, data):
     groups = channel_groups(model)
@@ -53,7 +53,7 @@ def test_removed_channels_are_silenced_channels(model, data):
     assert distance(outputs(small, x), expected) < EXACT
 
 
-@examples(25)
+@examples(15)
 @given(models(), st.data())
 def test_the_model_is_untouched_and_its_weights_are_cut(model, data):
     x, weights, config = samples(model), model.get_weights(), model.get_config()
@@ -90,7 +90,7 @@ def assert_scaled(found, expected, layer):
         np.testing.assert_array_equal(found, expected)
 
 
-@examples(25)
+@examples(15)
 @given(models())
 def test_nothing_removed_is_nothing_changed(model):
     groups, x = channel_groups(model), samples(model)
@@ -102,7 +102,7 @@ def test_nothing_removed_is_nothing_changed(model):
             np.testing.assert_array_equal(now, then)
 
 
-@examples(8)
+@examples(6)
 @given(models(most=4), st.data())
 def test_the_small_model_is_a_plain_model(tmp_path_factory, model, data):
     groups = channel_groups(model)
