@@ -14,6 +14,9 @@ from tfcompress.structured.trace import PINNED, Trace, Use
 from tfcompress.weights import Names
 
 
+_MOST_READERS = 3  # of a group that the table names
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Member:
     """A weight that holds slices of a group's channels along one of its axes.
@@ -92,10 +95,13 @@ class ChannelGroups:
 
     def __str__(self) -> str:
         wide = max([len(group.name) for group in self.groups] + [len("group")])
-        rows = [f"{'group':{wide}}  channels  made, read or carried by"]
+        rows = [f"{'group':{wide}}  channels  read by"]
         for group in self.groups:
-            touched = dict.fromkeys(member.layer_path for member in group.members)
-            rows.append(f"{group.name:{wide}}  {group.size:8}  {', '.join(touched)}")
+            readers = dict.fromkeys(m.layer_path for m in group.members if m.role == "in")
+            shown = ", ".join([*readers][:_MOST_READERS])
+            more = len(readers) - _MOST_READERS
+            row = f"{group.name:{wide}}  {group.size:8}  {shown}"
+            rows.append(f"{row} and {more} more" if more > 0 else row)
             rows += [f"{'':{wide}}            {reason}" for reason in group.inexact]
         rows += [f"pinned: {path}: {reason}" for path, reason in self.pinned.items()]
         return "\n".join(rows)
