@@ -171,12 +171,12 @@ def in_float32(operation: Operation) -> dict[str, str]:
     return {"dtype": "float32"} if dtype in ("float16", "bfloat16") else {}
 
 
-def set_weights(layer: keras.layers.Layer, values: Any) -> None:
-    """Sets a layer's weights, and what the layer computes from them beforehand."""
-    layer.set_weights(values)
-    for part in layer._flatten_layers():
-        if isinstance(part, keras.layers.Normalization):
-            part.finalize_state()  # it keeps the adapted mean and variance a second time
+def refresh(operation: Operation) -> None:
+    """Has a layer whose weights were set compute anew what it computes from them beforehand."""
+    layers = operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else ()
+    for layer in layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it keeps the adapted mean and variance a second time
 
 
 class _Copies:
@@ -202,7 +202,8 @@ class _Copies:
     def load_weights(self) -> None:
         for old, new in self._pairs.values():
             if isinstance(old, keras.layers.Layer) and new.built and old.weights:
-                set_weights(new, old.get_weights())
+                new.set_weights(old.get_weights())
+                refresh(new)
 
     def _unique(self, name: str, prefix: str) -> str:
         wanted = name

@@ -62,6 +62,7 @@ def keep_channels(
         factor = factors.get(id(old), 1.0)
         new.assign(value if factor == 1.0 else value * np.asarray(factor, value.dtype))
     for old, new in pairs:
+        graph.refresh(new)
         if biases and id(old) in biases:
             _add_bias(new, biases[id(old)], old, slices)
     if optimizer:
