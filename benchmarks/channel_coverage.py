@@ -10,7 +10,8 @@ exact groups only, against the original in which nothing reads these channels.
 The last row is a synthetic network of 1,000 layers: finding its groups must take under 5 seconds.
 
 Rows are kept in OUTPUT/rows.jsonl; the command continues where it was stopped, and tries again what
-did not pass (--fresh: everything). Exit status 1 if a row fails. All 40 take about an hour on 2 cores and 8 GB.
+did not pass (--fresh: everything). Exit status 1 if a row fails. All 40 take over an hour on 2
+cores.
 """
 
 import argparse
