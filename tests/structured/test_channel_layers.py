@@ -96,7 +96,7 @@ def attention(x):
 
 
 def grouped_attention(x):
-    return layers.GroupQueryAttention(3, 6, 3, name="mid")(x, x)
+    return layers.GroupQueryAttention(5, 6, 3, name="mid")(x, x)
 
 
 ONE, TWO = {"first": 4}, {"first": 4, "mid": 5}
@@ -436,3 +436,25 @@ def test_the_graph_of_a_thousand_layers_takes_seconds():
     *others, last = groups
     assert len(groups) == 333 and all(len(group.members) == 6 for group in others)
     assert len(last.members) == 5
+
+
+def test_no_part_of_a_split_becomes_empty():
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, name="conv")(inputs)
+    first, rest = keras.ops.split(x, [2], axis=-1)
+    x = keras.ops.concatenate([keras.ops.relu(first), rest], axis=-1)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalMaxPooling2D()(x)))
+    groups = channel_groups(model)
+    assert groups["conv"].size == 6  # one of each part is held
+    assert groups.pinned["conv"] == "a part of a split must not become empty"
+    small = keep_channels(groups, {"conv": [0]})
+    assert small.get_layer("conv").filters == 3
+    assert small(np.zeros((1, 6, 6, 2))).shape == (1, 3)
+
+
+def test_limits_of_a_clip_for_each_channel_pin_them():
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = keras.ops.clip(x, -1.0, np.arange(4.0))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalMaxPooling2D()(x)))
+    assert "has a limit for each of them" in channel_groups(model).pinned["conv"]

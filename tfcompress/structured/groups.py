@@ -13,7 +13,6 @@ from tfcompress.structured import trace as tracing
 from tfcompress.structured.trace import PINNED, Trace, Use
 from tfcompress.weights import Names
 
-
 _MOST_READERS = 3  # of a group that the table names
 
 
@@ -130,10 +129,10 @@ def channel_groups(model: keras.Model) -> ChannelGroups:
     channel_of = found.components()
     uses = list(found.uses.values())
     reasons = _reasons(found, channel_of)
-    free = np.ones(channel_of.size, bool)
-    free[channel_of[PINNED]] = False
-    free[list(reasons)] = False
-    group_of = _signatures(uses, channel_of, free)
+    group_of = _signatures(uses, channel_of, reasons)
+    if _hold_parts(found, channel_of, group_of):
+        reasons = _reasons(found, channel_of)
+        group_of = _signatures(uses, channel_of, reasons)
     labels = list(_in_order(group_of, uses, channel_of))
     owner = np.full(channel_of.size, -1)
     for number, own in enumerate(labels):
@@ -163,7 +162,25 @@ def _reasons(found: Trace, channel_of: np.ndarray) -> dict[int, str]:
     return reasons
 
 
-def _signatures(uses: list[Use], channel_of: np.ndarray, free: np.ndarray) -> np.ndarray:
+def _hold_parts(found: Trace, channel_of: np.ndarray, group_of: np.ndarray) -> bool:
+    """Pins a channel of each part of a split that a group could leave empty; whether there are any.
+
+    A part that holds a pinned channel, or all channels of a group, keeps at least one by itself.
+    """
+    sizes = dict(zip(*np.unique(group_of, return_counts=True), strict=True))
+    held = False
+    for part in found.parts:
+        inside = np.unique(channel_of[part])
+        groups, counts = np.unique(group_of[inside], return_counts=True)
+        if not any(
+            group == 0 or sizes[group] == n for group, n in zip(groups, counts, strict=True)
+        ):
+            found.pin(part[:1], "a part of a split must not become empty")
+            held = True
+    return held
+
+
+def _signatures(uses: list[Use], channel_of: np.ndarray, reasons: Mapping[int, str]) -> np.ndarray:
     """Returns for each channel a number that is the same for those that touch the same weights.
 
     0 for channels that are not free or touch none. The sum of a random number for each weight:
@@ -173,7 +190,7 @@ def _signatures(uses: list[Use], channel_of: np.ndarray, free: np.ndarray) -> np
     signatures = np.zeros(channel_of.size, np.uint64)
     for use, number in zip(uses, random, strict=True):
         signatures[np.unique(channel_of[use.labels])] += number
-    signatures[~free] = 0
+    signatures[[channel_of[PINNED], *reasons]] = 0
     return signatures
 
 

@@ -103,9 +103,8 @@ def _rebuild(
     def new(operation: Any, inputs: Any) -> Any:
         if isinstance(operation, keras.Model):
             return _rebuild(operation, found, size, built, inputs)
-        config = operation.get_config()
         change, _ = found.edits.get(id(operation), (None, ()))
-        changes = change(config, size) if change else {}
+        changes = change(operation.get_config(), size) if change else {}
         if id(operation) in built.biases:
             changes["use_bias"] = True
         return graph.copy_operation(operation, **changes)

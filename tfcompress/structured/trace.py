@@ -95,6 +95,7 @@ class Trace:
         self.tensors: dict[int, Axes] = {}  # by id of a KerasTensor
         self.kernels: list[tuple[keras.Variable, int]] = []  # how often each weight multiplies
         self.products: list[list[tuple[int, Labels]]] = []  # of activations: axis by axis
+        self.parts: list[np.ndarray] = []  # what was cut out of an axis and must not become empty
         self.remarks: list[tuple[np.ndarray, str]] = []
         self.pins: list[tuple[np.ndarray, str]] = []
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []

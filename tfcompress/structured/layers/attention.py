@@ -10,35 +10,35 @@ from tfcompress.structured.trace import Axes, Call, Labels, Trace, describe, kno
 layers = keras.layers
 
 
-def _projection(found: Trace, call: Call, dense, x: Labels, heads, width, role="out") -> None:
+def _projection(trace: Trace, call: Call, dense, x: Labels, heads, width, role="out") -> None:
     """Records kernel (inputs, heads, width) and bias (heads, width) of a projection to heads."""
-    found.use(call, dense.kernel, 0, "in", x)
-    found.use(call, dense.kernel, 1, role, heads)
-    found.use(call, dense.kernel, 2, role, width)
+    trace.use(call, dense.kernel, 0, "in", x)
+    trace.use(call, dense.kernel, 1, role, heads)
+    trace.use(call, dense.kernel, 2, role, width)
     if dense.bias is not None:
-        found.use(call, dense.bias, 0, role, heads)
-        found.use(call, dense.bias, 1, role, width)
+        trace.use(call, dense.bias, 0, role, heads)
+        trace.use(call, dense.bias, 1, role, width)
 
 
-def _output(found: Trace, call: Call, dense, heads, width, units: np.ndarray) -> np.ndarray:
+def _output(trace: Trace, call: Call, dense, heads, width, units: np.ndarray) -> np.ndarray:
     """Records kernel (heads, width, outputs) and bias of the projection back."""
-    found.use(call, dense.kernel, 0, "in", heads)
-    found.use(call, dense.kernel, 1, "in", width)
-    units = found.use(call, dense.kernel, 2, "out", units)
+    trace.use(call, dense.kernel, 0, "in", heads)
+    trace.use(call, dense.kernel, 1, "in", width)
+    units = trace.use(call, dense.kernel, 2, "out", units)
     if dense.bias is not None:
-        found.use(call, dense.bias, 0, "out", units)
+        trace.use(call, dense.bias, 0, "out", units)
     return units
 
 
-def _keep_scale(found: Trace, call: Call, dense, width: np.ndarray) -> None:
+def _keep_scale(trace: Trace, call: Call, dense, width: np.ndarray) -> None:
     """Scores are divided by the root of the width: narrower queries make up for it."""
-    found.remark(width, f"{describe(call)} leaves their products out of its scores")
+    trace.remark(width, f"{describe(call)} leaves their products out of its scores")
     for variable in dense.weights:
-        found.factors[id(variable)] = lambda size: float(np.sqrt(size(width) / width.size))
+        trace.factors[id(variable)] = lambda size: float(np.sqrt(size(width) / width.size))
 
 
 def _count(
-    found: Trace, layer, query: Axes, key: Axes, heads, keys: np.ndarray, values: np.ndarray
+    trace: Trace, layer, query: Axes, key: Axes, heads, keys: np.ndarray, values: np.ndarray
 ) -> None:
     """Counts the multiplications: four projections, the scores, and what they weigh."""
     asked, answers = (math.prod(size or 1 for size in x.shape[1:-1]) for x in (query, key))
@@ -48,9 +48,9 @@ def _count(
         (layer._value_dense, answers),
         (layer._output_dense, asked),
     ):
-        found.multiply(dense.kernel, [positions])
+        trace.multiply(dense.kernel, [positions])
     for width in (keys, values):
-        found.contract((asked, None), (answers, None), (heads.size, heads), (width.size, width))
+        trace.contract((asked, None), (answers, None), (heads.size, heads), (width.size, width))
 
 
 def _tensors(call: Call) -> tuple[Axes, Axes, Axes]:
@@ -61,30 +61,30 @@ def _tensors(call: Call) -> tuple[Axes, Axes, Axes]:
     return query, value, value if key is None else key
 
 
-def _fixed_but_last(found: Trace, call: Call, *tensors: Axes) -> None:
+def _fixed_but_last(trace: Trace, call: Call, *tensors: Axes) -> None:
     for x in call.inputs:
         for labels in x.labels[:-1] if any(x is y for y in tensors) else x.labels:  # a mask
-            found.pin(labels, f"{describe(call)} attends along them")
+            trace.pin(labels, f"{describe(call)} attends along them")
 
 
 @knows(layers.MultiHeadAttention)
-def multi_head(found: Trace, call: Call) -> Axes | list[Axes]:
+def multi_head(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer = call.operation
     query, value, key = _tensors(call)
     output = layer._output_dense
     if len(output.kernel.shape) != 3:
-        return found.pin_all(call, f"{describe(call)} has an output of several axes")
-    _fixed_but_last(found, call, query, value, key)
-    heads, keys = found.new(layer.num_heads), found.new(layer.key_dim)
-    values = found.new(layer.value_dim)
-    _projection(found, call, layer._query_dense, query.labels[-1], heads, keys)
-    _projection(found, call, layer._key_dense, key.labels[-1], heads, keys)
-    _projection(found, call, layer._value_dense, value.labels[-1], heads, values)
+        return trace.pin_all(call, f"{describe(call)} has an output of several axes")
+    _fixed_but_last(trace, call, query, value, key)
+    heads, keys = trace.new(layer.num_heads), trace.new(layer.key_dim)
+    values = trace.new(layer.value_dim)
+    _projection(trace, call, layer._query_dense, query.labels[-1], heads, keys)
+    _projection(trace, call, layer._key_dense, key.labels[-1], heads, keys)
+    _projection(trace, call, layer._value_dense, value.labels[-1], heads, values)
     if layer._use_gate:
-        _projection(found, call, layer._gate_dense, query.labels[-1], heads, values)
-    units = _output(found, call, output, heads, values, found.new(output.kernel.shape[2]))
-    _keep_scale(found, call, layer._query_dense, keys)
-    _count(found, layer, query, key, heads, keys, values)
+        _projection(trace, call, layer._gate_dense, query.labels[-1], heads, values)
+    units = _output(trace, call, output, heads, values, trace.new(output.kernel.shape[2]))
+    _keep_scale(trace, call, layer._query_dense, keys)
+    _count(trace, layer, query, key, heads, keys, values)
 
     def edit(config, size):
         return {
@@ -94,31 +94,33 @@ def multi_head(found: Trace, call: Call) -> Axes | list[Axes]:
             "output_shape": [size(units)],
         }
 
-    found.edit(call, edit, heads, keys, values, units)
+    trace.edit(call, edit, heads, keys, values, units)
     shape, *scores = call.outputs
     result = [Axes.on(shape, len(shape) - 1, units)]
     return result + [Axes.on(shape, 1, heads) for shape in scores]
 
 
 @knows(layers.GroupQueryAttention)
-def group_query(found: Trace, call: Call) -> Axes | list[Axes]:
+def group_query(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer = call.operation
     query, value, key = _tensors(call)
-    _fixed_but_last(found, call, query, value, key)
+    _fixed_but_last(trace, call, query, value, key)
     # A head of keys and values goes with all the heads of queries that share it.
-    heads, width = found.new(layer.num_key_value_heads), found.new(layer.head_dim)
+    heads, width = trace.new(layer.num_key_value_heads), trace.new(layer.head_dim)
+    # Keras 3.15 computes other values where heads are one dimension wide.
+    trace.pin(width[:2], f"{describe(call)} needs two dimensions")
     shared = np.repeat(heads, layer.num_query_heads // layer.num_key_value_heads)
-    _projection(found, call, layer._query_dense, query.labels[-1], shared, width)
-    _projection(found, call, layer._key_dense, key.labels[-1], heads, width)
-    _projection(found, call, layer._value_dense, value.labels[-1], heads, width)
+    _projection(trace, call, layer._query_dense, query.labels[-1], shared, width)
+    _projection(trace, call, layer._key_dense, key.labels[-1], heads, width)
+    _projection(trace, call, layer._value_dense, value.labels[-1], heads, width)
     if layer.use_gate:
-        _projection(found, call, layer._gate_dense, query.labels[-1], shared, width)
+        _projection(trace, call, layer._gate_dense, query.labels[-1], shared, width)
     # The layer's output is as wide as its query, whatever the weights.
-    units = found.new(layer._output_dense.kernel.shape[2])
-    units = _output(found, call, layer._output_dense, shared, width, units)
-    found.tie(units, query.labels[-1], f"{describe(call)} is as wide as its query, which must stay")
-    _keep_scale(found, call, layer._query_dense, width)
-    _count(found, layer, query, key, shared, width, width)
+    units = trace.new(layer._output_dense.kernel.shape[2])
+    units = _output(trace, call, layer._output_dense, shared, width, units)
+    trace.tie(units, query.labels[-1], f"{describe(call)} is as wide as its query, which must stay")
+    _keep_scale(trace, call, layer._query_dense, width)
+    _count(trace, layer, query, key, shared, width, width)
 
     def edit(config, size):
         return {
@@ -127,22 +129,22 @@ def group_query(found: Trace, call: Call) -> Axes | list[Axes]:
             "head_dim": size(width),
         }
 
-    found.edit(call, edit, shared, heads, width)
+    trace.edit(call, edit, shared, heads, width)
     shape, *scores = call.outputs
     result = [Axes.on(shape, len(shape) - 1, units)]
     return result + [Axes.on(shape, 1, shared) for shape in scores]
 
 
 @knows(layers.Attention)
-def dot_product(found: Trace, call: Call) -> Axes | list[Axes]:
+def dot_product(trace: Trace, call: Call) -> Axes | list[Axes]:
     query, value, *key = call.inputs
     if call.operation.score_mode != "dot" or len(call.outputs) > 1 or len(key) > 1:
-        return found.pin_all(call, f"{describe(call)} scores by more than products")
+        return trace.pin_all(call, f"{describe(call)} scores by more than products")
     keys = key[0] if key else value
-    _fixed_but_last(found, call, query, value, keys)
+    _fixed_but_last(trace, call, query, value, keys)
     reason = f"{describe(call)} multiplies them with what must stay"
-    contracted = found.tie(query.labels[-1], keys.labels[-1], reason)
-    found.remark(contracted, f"{describe(call)} leaves their products out of its scores")
+    contracted = trace.tie(query.labels[-1], keys.labels[-1], reason)
+    trace.remark(contracted, f"{describe(call)} leaves their products out of its scores")
     for x in (query, value):
-        found.contract((query.shape[1], None), (keys.shape[1], None), (x.shape[2], x.labels[2]))
+        trace.contract((query.shape[1], None), (keys.shape[1], None), (x.shape[2], x.labels[2]))
     return Axes.on(call.outputs[0], 2, value.labels[-1])

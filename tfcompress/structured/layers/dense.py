@@ -21,54 +21,54 @@ def plain_weights(layer: keras.layers.Layer) -> bool:
 
 
 @knows(layers.Dense)
-def dense(found: Trace, call: Call) -> Axes | list[Axes]:
+def dense(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer, (x,) = call.operation, call.inputs
     if not plain_weights(layer):
-        return found.pin_all(call, f"{describe(call)} has quantized weights or LoRA factors")
-    units = found.new(layer.units)
-    found.use(call, layer.kernel, 0, "in", x.labels[-1])
-    units = found.use(call, layer.kernel, 1, "out", units)
+        return trace.pin_all(call, f"{describe(call)} has quantized weights or LoRA factors")
+    units = trace.new(layer.units)
+    trace.use(call, layer.kernel, 0, "in", x.labels[-1])
+    units = trace.use(call, layer.kernel, 1, "out", units)
     if layer.use_bias:
-        found.use(call, layer.bias, 0, "out", units)
-    found.edit(call, lambda config, size: {"units": size(units)}, units)
+        trace.use(call, layer.bias, 0, "out", units)
+    trace.edit(call, lambda config, size: {"units": size(units)}, units)
     shape = call.outputs[0]
-    found.multiply(layer.kernel, shape[1:-1])
-    return after_activation(found, call, Axes(shape, (*x.labels[:-1], units)))
+    trace.multiply(layer.kernel, shape[1:-1])
+    return after_activation(trace, call, Axes(shape, (*x.labels[:-1], units)))
 
 
 @knows(layers.Embedding)
-def embedding(found: Trace, call: Call) -> Axes | list[Axes]:
+def embedding(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer, (x,) = call.operation, call.inputs
     if not plain_weights(layer):
-        return found.pin_all(call, f"{describe(call)} has quantized weights or LoRA factors")
-    width = found.use(call, layer.embeddings, 1, "out", found.new(layer.output_dim))
-    found.edit(call, lambda config, size: {"output_dim": size(width)}, width)
+        return trace.pin_all(call, f"{describe(call)} has quantized weights or LoRA factors")
+    width = trace.use(call, layer.embeddings, 1, "out", trace.new(layer.output_dim))
+    trace.edit(call, lambda config, size: {"output_dim": size(width)}, width)
     return Axes(call.outputs[0], (*x.labels, width))
 
 
 @knows(layers.EinsumDense)
-def einsum_dense(found: Trace, call: Call) -> Axes | list[Axes]:
+def einsum_dense(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer, (x,) = call.operation, call.inputs
     if not plain_weights(layer):
-        return found.pin_all(call, f"{describe(call)} has quantized weights or LoRA factors")
+        return trace.pin_all(call, f"{describe(call)} has quantized weights or LoRA factors")
     source, kernel, target = letters(layer.equation, x.rank)
     if len(set(kernel)) < len(kernel) or set(source) - set(kernel) - set(target):
-        return found.pin_all(call, f"{describe(call)} takes a diagonal or a sum of its input")
+        return trace.pin_all(call, f"{describe(call)} takes a diagonal or a sum of its input")
     known = dict(zip(source, x.labels, strict=True))
     for axis, letter in enumerate(kernel):
         if letter in source:
             role = "each" if letter in target else "in"
-            known[letter] = found.use(call, layer.kernel, axis, role, known[letter])
+            known[letter] = trace.use(call, layer.kernel, axis, role, known[letter])
         else:
-            new = found.new(layer.kernel.shape[axis])
-            known[letter] = found.use(call, layer.kernel, axis, "out", new)
+            new = trace.new(layer.kernel.shape[axis])
+            known[letter] = trace.use(call, layer.kernel, axis, "out", new)
     result = [known[letter] for letter in target]
     sizes = list(zip(target, call.outputs[0], strict=True))[1:]
-    found.multiply(layer.kernel, [size for letter, size in sizes if letter not in kernel])
+    trace.multiply(layer.kernel, [size for letter, size in sizes if letter not in kernel])
     if layer.bias_axes:
         for axis, letter in enumerate(layer.bias_axes):
             if layer.bias.shape[axis - len(layer.bias_axes)] > 1:
-                found.use(call, layer.bias, axis, "out", known[letter])
+                trace.use(call, layer.bias, axis, "out", known[letter])
     wide = result[1:]
 
     def edit(config, size):
@@ -81,8 +81,8 @@ def einsum_dense(found: Trace, call: Call) -> Axes | list[Axes]:
             ]
         }
 
-    found.edit(call, edit, *wide)
-    return after_activation(found, call, Axes(call.outputs[0], tuple(result)))
+    trace.edit(call, edit, *wide)
+    return after_activation(trace, call, Axes(call.outputs[0], tuple(result)))
 
 
 def letters(equation: str, rank: int) -> tuple[str, str, str]:

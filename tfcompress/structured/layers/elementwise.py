@@ -45,79 +45,79 @@ _AUGMENTATION = (
 
 
 @knows(*_LAYERS, *_AUGMENTATION)
-def elementwise(found: Trace, call: Call) -> Axes:
+def elementwise(trace: Trace, call: Call) -> Axes:
     (x,), shape = call.inputs, call.outputs[0]
     for axis, labels in enumerate(x.labels):
         if shape[axis] != x.shape[axis]:
-            found.pin(labels, f"{describe(call)} changes their number")
+            trace.pin(labels, f"{describe(call)} changes their number")
             x = x.having(axis, None)
     noise = getattr(call.operation, "noise_shape", None) or ()
     for labels, size in zip(x.labels, noise, strict=False):
         if size not in (None, 1):
-            found.pin(labels, f"{describe(call)} has a noise_shape for their number")
+            trace.pin(labels, f"{describe(call)} has a noise_shape for their number")
     return Axes(shape, x.labels)
 
 
 @knows(layers.Rescaling, layers.Normalization)
-def rescaling(found: Trace, call: Call) -> Axes | list[Axes]:
+def rescaling(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer = call.operation
     if type(layer) is layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
-        return elementwise(found, call)
-    return found.pin_all(call, f"{describe(call)} holds a constant for each of them")
+        return elementwise(trace, call)
+    return trace.pin_all(call, f"{describe(call)} holds a constant for each of them")
 
 
 @knows(layers.Activation)
-def activation(found: Trace, call: Call) -> Axes | list[Axes]:
-    return after_activation(found, call, call.inputs[0])
+def activation(trace: Trace, call: Call) -> Axes | list[Axes]:
+    return after_activation(trace, call, call.inputs[0])
 
 
 @knows(layers.Softmax)
-def softmax(found: Trace, call: Call) -> Axes | list[Axes]:
+def softmax(trace: Trace, call: Call) -> Axes | list[Axes]:
     axis = call.operation.axis
-    return normalized_along(found, call, axis if isinstance(axis, list | tuple) else [axis])
+    return normalized_along(trace, call, axis if isinstance(axis, list | tuple) else [axis])
 
 
-def normalized_along(found: Trace, call: Call, axes: Any) -> Axes:
+def normalized_along(trace: Trace, call: Call, axes: Any) -> Axes:
     """The values along these axes share one sum: none of them can go alone."""
     x = call.inputs[0]
     for axis in axes:
-        found.pin(x.labels[axis], f"{describe(call)} shares its sum among them")
+        trace.pin(x.labels[axis], f"{describe(call)} shares its sum among them")
         x = x.having(axis, None)
     return x
 
 
-def after_activation(found: Trace, call: Call, x: Axes) -> Axes | list[Axes]:
+def after_activation(trace: Trace, call: Call, x: Axes) -> Axes | list[Axes]:
     """Returns what the layer's activation leaves of the labels: all, if it is elementwise."""
     function = call.operation.activation
     if function is None or function in ELEMENTWISE or isinstance(function, _LAYERS):
         return x
     if function is keras.activations.softmax or function is keras.activations.log_softmax:
-        found.pin(x.labels[-1], f"the softmax of {describe(call)} shares its sum among them")
+        trace.pin(x.labels[-1], f"the softmax of {describe(call)} shares its sum among them")
         return x.having(-1, None)
     for labels in x.labels:
-        found.pin(labels, f"the activation of {describe(call)} may mix them")
+        trace.pin(labels, f"the activation of {describe(call)} may mix them")
     return Axes.fixed(x.shape)
 
 
 @knows(layers.PReLU)
-def prelu(found: Trace, call: Call) -> Axes:
+def prelu(trace: Trace, call: Call) -> Axes:
     layer, (x,) = call.operation, call.inputs
     shared = layer.shared_axes or []
     labels = list(x.labels)
     for axis in range(1, x.rank):
         if axis not in shared:
-            labels[axis] = found.use(call, layer.alpha, axis - 1, "each", labels[axis])
+            labels[axis] = trace.use(call, layer.alpha, axis - 1, "each", labels[axis])
     return Axes(x.shape, tuple(labels))
 
 
 @knows(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
-def merge(found: Trace, call: Call) -> Axes | list[Axes]:
+def merge(trace: Trace, call: Call) -> Axes | list[Axes]:
     if len({x.rank for x in call.inputs}) > 1:
-        return found.pin_all(call, f"{describe(call)} merges tensors of different ranks")
-    return broadcast(found, call, call.inputs)
+        return trace.pin_all(call, f"{describe(call)} merges tensors of different ranks")
+    return broadcast(trace, call, call.inputs)
 
 
-def broadcast(found: Trace, call: Call, inputs: list[Axes]) -> Axes:
+def broadcast(trace: Trace, call: Call, inputs: list[Axes]) -> Axes:
     """Returns the axes of tensors merged value by value, those of size 1 being repeated."""
     shape = call.outputs[0]
     labels: list[Labels] = []
@@ -126,20 +126,20 @@ def broadcast(found: Trace, call: Call, inputs: list[Axes]) -> Axes:
         wide = [label for size, label in own if size != 1]
         merged = wide[0] if wide else None
         for other in wide[1:]:
-            merged = found.tie(merged, other, f"{describe(call)} adds to them what must stay")
+            merged = trace.tie(merged, other, f"{describe(call)} adds to them what must stay")
         for size, label in own:
             if size == 1:
-                found.pin(label, f"{describe(call)} repeats it")
+                trace.pin(label, f"{describe(call)} repeats it")
         labels.append(merged)
     return Axes(shape, tuple(labels))
 
 
 @knows(layers.Concatenate)
-def concatenate(found: Trace, call: Call) -> Axes:
-    return joined(found, call, call.operation.axis)
+def concatenate(trace: Trace, call: Call) -> Axes:
+    return joined(trace, call, call.operation.axis)
 
 
-def joined(found: Trace, call: Call, axis: int) -> Axes:
+def joined(trace: Trace, call: Call, axis: int) -> Axes:
     """Returns the axes of tensors put one after the other: each part keeps its own labels."""
     shape, first = call.outputs[0], call.inputs[0]
     axis %= len(shape)
@@ -147,7 +147,7 @@ def joined(found: Trace, call: Call, axis: int) -> Axes:
     for x in call.inputs[1:]:
         for other in set(range(len(shape))) - {axis}:
             reason = f"{describe(call)} puts them beside what must stay"
-            labels[other] = found.tie(labels[other], x.labels[other], reason)
+            labels[other] = trace.tie(labels[other], x.labels[other], reason)
     parts = [x.labels[axis] for x in call.inputs]
     if any(part is not None for part in parts):
         filled = [

@@ -11,16 +11,16 @@ layers = keras.layers
 
 
 @knows(layers.BatchNormalization)
-def batch_normalization(found: Trace, call: Call) -> Axes:
+def batch_normalization(trace: Trace, call: Call) -> Axes:
     layer, x = call.operation, call.inputs[0]
     for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
         if variable is not None:
-            found.use(call, variable, 0, "each", x.labels[layer.axis])
+            trace.use(call, variable, 0, "each", x.labels[layer.axis])
     return x
 
 
 @knows(layers.LayerNormalization, layers.RMSNormalization)
-def layer_normalization(found: Trace, call: Call) -> Axes:
+def layer_normalization(trace: Trace, call: Call) -> Axes:
     layer, x = call.operation, call.inputs[0]
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     scale = getattr(layer, "gamma", None)
@@ -29,47 +29,48 @@ def layer_normalization(found: Trace, call: Call) -> Axes:
     for position, axis in enumerate(axes):
         for variable in weights:
             if isinstance(variable, keras.Variable):
-                found.use(call, variable, position, "each", x.labels[axis])
-        found.remark(
+                trace.use(call, variable, position, "each", x.labels[axis])
+        trace.remark(
             x.labels[axis], f"{describe(call)} takes its statistics over those that remain"
         )
     return x
 
 
 @knows(layers.GroupNormalization)
-def group_normalization(found: Trace, call: Call) -> Axes:
+def group_normalization(trace: Trace, call: Call) -> Axes:
     """The channels of a group share their statistics: whole groups go, which is exact."""
     layer, (x,) = call.operation, call.inputs
     labels: Labels = x.labels[layer.axis]
     for variable in (layer.gamma, layer.beta):
         if variable is not None:
-            found.use(call, variable, 0, "each", labels)
+            trace.use(call, variable, 0, "each", labels)
     if labels is not None:
         groups = labels.reshape(layer.groups, -1)
         for column in range(1, groups.shape[1]):
             reason = f"a group of {describe(call)} shares its statistics with them"
-            found.tie(groups[:, 0], groups[:, column], reason)
+            trace.tie(groups[:, 0], groups[:, column], reason)
         first = groups[:, 0]
-        found.edit(call, lambda config, size: {"groups": size(first)}, first)
+        trace.edit(call, lambda config, size: {"groups": size(first)}, first)
     return x
 
 
 @knows(LayerScale)
-def layer_scale(found: Trace, call: Call) -> Axes:
+def layer_scale(trace: Trace, call: Call) -> Axes:
     """ConvNeXt's: one factor for each channel."""
     layer, (x,) = call.operation, call.inputs
-    labels = found.use(call, layer.gamma, 0, "each", x.labels[-1])
-    found.edit(call, lambda config, size: {"projection_dim": size(labels)}, labels)
+    labels = trace.use(call, layer.gamma, 0, "each", x.labels[-1])
+    if labels is not None:
+        trace.edit(call, lambda config, size: {"projection_dim": size(labels)}, labels)
     return x
 
 
 @knows(StochasticDepth)
-def stochastic_depth(found: Trace, call: Call) -> Axes:
+def stochastic_depth(trace: Trace, call: Call) -> Axes:
     """ConvNeXt's: in training it drops whole branches, all channels alike."""
     return call.inputs[0]
 
 
 @knows(CustomScaleLayer)
-def scaled_sum(found: Trace, call: Call) -> Axes | list[Axes]:
+def scaled_sum(trace: Trace, call: Call) -> Axes | list[Axes]:
     """Inception-ResNet's: the sum of two tensors, one of them times a number."""
-    return broadcast(found, call, call.inputs)
+    return broadcast(trace, call, call.inputs)

@@ -39,7 +39,7 @@ layers = keras.layers
     layers.ZeroPadding2D,
     layers.ZeroPadding3D,
 )
-def over_positions(found: Trace, call: Call) -> Axes:
+def over_positions(trace: Trace, call: Call) -> Axes:
     layer, x, shape = call.operation, call.inputs[0], call.outputs[0]
     first = getattr(layer, "data_format", None) == "channels_first"
     source = channel_axis(layer, x.rank) if first else x.rank - 1
@@ -47,5 +47,5 @@ def over_positions(found: Trace, call: Call) -> Axes:
     target = 1 if len(shape) < x.rank else source
     for axis, labels in enumerate(x.labels):
         if axis != source:
-            found.pin(labels, f"{describe(call)} moves over them")
+            trace.pin(labels, f"{describe(call)} moves over them")
     return Axes.on(shape, target, x.labels[source])

@@ -11,15 +11,15 @@ GATES = {layers.SimpleRNN: 1, layers.GRU: 3, layers.LSTM: 4}
 
 
 @knows(*GATES)
-def recurrent(found: Trace, call: Call) -> Axes | list[Axes]:
+def recurrent(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer, (x, *states) = call.operation, call.inputs
     if not follows_units(layer):
-        return found.pin_all(call, f"{describe(call)} is stateful or has an activation of its own")
-    found.pin(x.labels[1], f"{describe(call)} steps along them")
-    units = cell_units(found, call, layer, x)
+        return trace.pin_all(call, f"{describe(call)} is stateful or has an activation of its own")
+    trace.pin(x.labels[1], f"{describe(call)} steps along them")
+    units = cell_units(trace, call, layer, x)
     for state in states:
-        found.tie(units, state.labels[-1], f"a state of {describe(call)} must stay")
-    found.edit(call, lambda config, size: {"units": size(units)}, units)
+        trace.tie(units, state.labels[-1], f"a state of {describe(call)} must stay")
+    trace.edit(call, lambda config, size: {"units": size(units)}, units)
     return [Axes.on(shape, len(shape) - 1, units) for shape in call.outputs]
 
 
@@ -33,16 +33,16 @@ def follows_units(layer: keras.layers.Layer) -> bool:
     )
 
 
-def cell_units(found: Trace, call: Call, layer: keras.layers.RNN, x: Axes) -> np.ndarray:
+def cell_units(trace: Trace, call: Call, layer: keras.layers.RNN, x: Axes) -> np.ndarray:
     """Returns the labels of a layer's units, having recorded them in the weights of its cell."""
     cell = layer.cell
-    found.use(call, cell.kernel, 0, "in", x.labels[-1])
-    units = found.use(call, cell.recurrent_kernel, 0, "in", found.new(cell.units))
+    trace.use(call, cell.kernel, 0, "in", x.labels[-1])
+    units = trace.use(call, cell.recurrent_kernel, 0, "in", trace.new(cell.units))
     for kernel in (cell.kernel, cell.recurrent_kernel):
-        found.multiply(kernel, x.shape[1:2])
+        trace.multiply(kernel, x.shape[1:2])
     gates = np.tile(units, GATES[type(layer)])
-    found.use(call, cell.kernel, 1, "out", gates)
-    found.use(call, cell.recurrent_kernel, 1, "out", gates)
+    trace.use(call, cell.kernel, 1, "out", gates)
+    trace.use(call, cell.recurrent_kernel, 1, "out", gates)
     if cell.use_bias:
-        found.use(call, cell.bias, -1, "out", gates)
+        trace.use(call, cell.bias, -1, "out", gates)
     return units

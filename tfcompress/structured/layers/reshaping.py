@@ -13,32 +13,32 @@ layers = keras.layers
 
 
 @knows(layers.Flatten)
-def flatten(found: Trace, call: Call) -> Axes | list[Axes]:
+def flatten(trace: Trace, call: Call) -> Axes | list[Axes]:
     layer, (x,) = call.operation, call.inputs
     if layer.data_format == "channels_first" and x.rank > 2:
         x = transposed(x, (0, *range(2, x.rank), 1))
-    return reshaped(found, call, x)
+    return reshaped(trace, call, x)
 
 
 @knows(layers.Reshape)
-def reshape(found: Trace, call: Call) -> Axes | list[Axes]:
-    result = reshaped(found, call, call.inputs[0])
-    follow(found, call, "target_shape", result.labels[1:])
+def reshape(trace: Trace, call: Call) -> Axes | list[Axes]:
+    result = reshaped(trace, call, call.inputs[0])
+    follow(trace, call, "target_shape", result.labels[1:])
     return result
 
 
-def follow(found: Trace, call: Call, key: str, wanted: Sequence[Labels]) -> None:
+def follow(trace: Trace, call: Call, key: str, wanted: Sequence[Labels]) -> None:
     """Lets a shape in the configuration follow the labels of its axes; -1 stays -1."""
 
     def edit(config, size):
         pairs = zip(config[key], wanted, strict=True)
         return {key: [n if own is None or n in (-1, None) else size(own) for n, own in pairs]}
 
-    found.edit(call, edit, *wanted)
+    trace.edit(call, edit, *wanted)
 
 
 @knows(layers.Permute)
-def permute(found: Trace, call: Call) -> Axes:
+def permute(trace: Trace, call: Call) -> Axes:
     return transposed(call.inputs[0], (0, *call.operation.dims))
 
 
@@ -47,24 +47,24 @@ def transposed(x: Axes, order: Sequence[int]) -> Axes:
 
 
 @knows(layers.RepeatVector)
-def repeat_vector(found: Trace, call: Call) -> Axes:
+def repeat_vector(trace: Trace, call: Call) -> Axes:
     (x,) = call.inputs
     return Axes.on(call.outputs[0], 2, x.labels[1])
 
 
-def reshaped(found: Trace, call: Call, x: Axes) -> Axes:
+def reshaped(trace: Trace, call: Call, x: Axes) -> Axes:
     """Returns the axes after a reshape: those of one product are merged and split again."""
     shape = call.outputs[0]
     labels: list[Labels] = [None] * len(shape)
     for source, target in _same_products(x.shape, shape):
-        merged = _merged(found, call, x, source)
+        merged = _merged(trace, call, x, source)
         if merged is None:
             continue
         sizes = [size for axis in target if (size := shape[axis]) is not None]
         if len(sizes) < len(target):
-            found.pin(merged, f"{describe(call)} has sizes that are known at run time only")
+            trace.pin(merged, f"{describe(call)} has sizes that are known at run time only")
         elif sizes:
-            axis, rest = _split(found, call, merged, sizes)
+            axis, rest = _split(trace, call, merged, sizes)
             labels[target[axis]] = rest
     return Axes(shape, tuple(labels))
 
@@ -110,7 +110,7 @@ def _product(shape: Sequence[int], axes: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
-def _merged(found: Trace, call: Call, x: Axes, axes: list[int]) -> Labels:
+def _merged(trace: Trace, call: Call, x: Axes, axes: list[int]) -> Labels:
     """Returns the labels of the values of several axes in a row; only one of them can be free."""
     free = {axis: own for axis in axes if (own := x.labels[axis]) is not None}
     if not free:
@@ -118,17 +118,17 @@ def _merged(found: Trace, call: Call, x: Axes, axes: list[int]) -> Labels:
     kept, labels = max(free.items(), key=lambda item: np.unique(item[1]).size)
     for axis, other in free.items():
         if axis != kept:
-            found.pin(other, f"{describe(call)} merges them with other channels")
+            trace.pin(other, f"{describe(call)} merges them with other channels")
     shape = [size for axis in axes if (size := x.shape[axis]) is not None]
     if len(shape) < len(axes):
-        found.pin(labels, f"{describe(call)} has sizes that are known at run time only")
+        trace.pin(labels, f"{describe(call)} has sizes that are known at run time only")
         return None
     sizes = [size if axis == kept else 1 for axis, size in zip(axes, shape, strict=True)]
     return np.broadcast_to(labels.reshape(sizes), shape).reshape(-1)
 
 
 def _split(
-    found: Trace, call: Call, merged: np.ndarray, shape: list[int]
+    trace: Trace, call: Call, merged: np.ndarray, shape: list[int]
 ) -> tuple[int, np.ndarray]:
     """Returns which of the new axes is free, and its labels.
 
@@ -145,5 +145,5 @@ def _split(
     row = rows[axis]
     first = np.broadcast_to(row[:, :1], row.shape)
     reason = f"{describe(call)} folds them into the axes of {tuple(shape)}"
-    found.tie(first.reshape(-1), row.reshape(-1), reason)
+    trace.tie(first.reshape(-1), row.reshape(-1), reason)
     return axis, row[:, 0]

@@ -13,28 +13,28 @@ layers = keras.layers
 
 
 @knows(layers.TimeDistributed)
-def time_distributed(found: Trace, call: Call) -> Axes | list[Axes]:
+def time_distributed(trace: Trace, call: Call) -> Axes | list[Axes]:
     (x, *more), layer = call.inputs, call.operation.layer
     if more or isinstance(layer, keras.Model):
-        return found.pin_all(call, f"{describe(call)} holds a model or takes several tensors")
-    found.pin(x.labels[1], f"{describe(call)} steps along them")
+        return trace.pin_all(call, f"{describe(call)} holds a model or takes several tensors")
+    trace.pin(x.labels[1], f"{describe(call)} steps along them")
     step = Axes((x.shape[0], *x.shape[2:]), (x.labels[0], *x.labels[2:]))
     shapes = [(shape[0], *shape[2:]) for shape in call.outputs]
     name = layer.name
     inner = dataclasses.replace(
         call, operation=layer, path=f"{call.path}/{name}", inputs=[step], outputs=shapes
     )
-    before = len(found.kernels)
-    outputs = pass_on(found, inner)
+    before = len(trace.kernels)
+    outputs = pass_on(trace, inner)
     steps = x.shape[1] or 1
-    found.kernels[before:] = [(kernel, n * steps) for kernel, n in found.kernels[before:]]
-    change, labels = found.edits.get(id(layer), (lambda config, size: {}, ()))
+    trace.kernels[before:] = [(kernel, n * steps) for kernel, n in trace.kernels[before:]]
+    change, labels = trace.edits.get(id(layer), (lambda config, size: {}, ()))
 
     def edit(config, size):
         wrapped = config["layer"]
         return {"layer": _unbuilt(wrapped, change(wrapped["config"], size))}
 
-    found.edit(call, edit, *labels)
+    trace.edit(call, edit, *labels)
     return [
         Axes(shape, (step.labels[0], None, *step.labels[1:]))
         for step, shape in zip(outputs, call.outputs, strict=True)
@@ -42,22 +42,22 @@ def time_distributed(found: Trace, call: Call) -> Axes | list[Axes]:
 
 
 @knows(layers.Bidirectional)
-def bidirectional(found: Trace, call: Call) -> Axes | list[Axes]:
+def bidirectional(trace: Trace, call: Call) -> Axes | list[Axes]:
     wrapper, x = call.operation, call.inputs[0]
     both = wrapper.forward_layer, wrapper.backward_layer
     alone = len(call.inputs) == len(call.outputs) == 1
     if not alone or not all(map(follows_units, both)):
-        return found.pin_all(call, f"{describe(call)} has states, or layers that are not known")
-    found.pin(x.labels[1], f"{describe(call)} steps along them")
-    units = [cell_units(found, call, layer, x) for layer in both]
+        return trace.pin_all(call, f"{describe(call)} has states, or layers that are not known")
+    trace.pin(x.labels[1], f"{describe(call)} steps along them")
+    units = [cell_units(trace, call, layer, x) for layer in both]
     # Both directions are made from one configuration.
-    found.tie(units[0], units[1], f"both directions of {describe(call)} are equally wide")
+    trace.tie(units[0], units[1], f"both directions of {describe(call)} are equally wide")
 
     def edit(config, size):
         parts = {key: config[key] for key in ("layer", "backward_layer") if config.get(key)}
         return {key: _unbuilt(part, {"units": size(units[0])}) for key, part in parts.items()}
 
-    found.edit(call, edit, units[0])
+    trace.edit(call, edit, units[0])
     labels = np.concatenate(units) if wrapper.merge_mode == "concat" else units[0]
     return Axes.on(call.outputs[0], len(call.outputs[0]) - 1, labels)
 
