@@ -1,8 +1,9 @@
 """Random functional models, small and quick to build, of everything that touches channels.
 
 `models()` is a hypothesis strategy. A model grows step by step: a step takes one of the last
-tensors and makes another one of it, with a layer, a branch that is merged again, a nested model, or a
-`keras.ops` call. Weights and BatchNorm statistics are random and no value is where Keras starts it.
+tensors and makes another one of it, with a layer, a branch that is merged again, a nested model, or
+a `keras.ops` call. Weights and BatchNorm statistics are random and no value is where Keras starts
+it.
 """
 
 import functools
