@@ -53,7 +53,8 @@ SEED = 0
 class Point:
     """One row of the result: how a model is pruned and fine-tuned.
 
-    ratio: MACs of the baseline / MACs to keep. temperature: of the baseline's soft labels, which
+    ratio: MACs of the baseline / MACs to keep. epochs: of each of `cycles`, in which the learning
+    rate falls to zero. temperature: of the baseline's soft labels, which
     take the place of the true ones in a share `distill` of the loss.
     """
 
@@ -64,6 +65,7 @@ class Point:
     rounds: int = 1
     round_epochs: int = 0
     epochs: int = 1
+    cycles: int = 1
     learning_rate: float = 1e-3
     distill: float = 0.0
     temperature: float = 1.0
@@ -71,7 +73,8 @@ class Point:
     @property
     def name(self):
         """A word for files, its own for each point."""
-        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:6]
+        changed = {k: v for k, v in vars(self).items() if v != getattr(Point, k, None)}
+        digest = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:6]
         return f"{self.stage}-{self.score}-{self.ratio:g}x-{digest}"
 
 
@@ -91,7 +94,11 @@ def main(arguments=None):
 
 def points(options):
     """Yields the points of the stages that were asked for, the headline first."""
-    long = {"epochs": options.headline_epochs, "learning_rate": options.learning_rate}
+    long = {
+        "epochs": options.headline_epochs,
+        "cycles": options.cycles,
+        "learning_rate": options.learning_rate,
+    }
     if options.distill:
         long |= {"distill": options.distill, "temperature": options.temperature}
     removal = {
@@ -138,7 +145,9 @@ class Work:
                 self.train(model, point, point.round_epochs, f"{point.name}-tuned{number}", teacher)
         audit = tfc.audit(tfc.convert(model, scheme="float32"))
         before = self.accuracy(model, "validation")
-        self.train(model, point, point.epochs, f"{point.name}-final", teacher)
+        for cycle in range(point.cycles):
+            name = f"{point.name}-cycle{cycle}"
+            self.train(model, point, point.epochs, name, teacher, seed=SEED + cycle)
         row = dataclasses.asdict(point) | {
             "name": point.name,
             "macs": audit.macs,
@@ -172,7 +181,7 @@ class Work:
             path.with_suffix(".part.keras").rename(path)
         return keras.models.load_model(path, compile=False)
 
-    def train(self, model, point, epochs, name, teacher):
+    def train(self, model, point, epochs, name, teacher, seed=SEED):
         """Trains the model's weights in place, with cosine rate, shifts and flips."""
         student = to_train(model)
         trained = with_teacher(student, teacher) if point.distill else student
@@ -193,7 +202,7 @@ class Work:
             _convolve_in_bfloat16(self.bfloat16)
             trained.fit(
                 training_batches(
-                    self.images, BATCH, epochs, state.epoch, SEED, Augment(shift=4, flip=True)
+                    self.images, BATCH, epochs, state.epoch, seed, Augment(shift=4, flip=True)
                 ),
                 steps_per_epoch=steps,
                 epochs=epochs,
@@ -376,6 +385,7 @@ def _parse(arguments):
     add("--epochs", type=int, default=3, help="of a point of the curve")
     add("--baseline-epochs", type=int, default=24)
     add("--headline-epochs", type=int, default=30)
+    add("--cycles", type=int, default=1, help="of the headline: the learning rate starts anew")
     add("--score", choices=SCORES, default="gradient", help="of the headline")
     add("--round-to", type=int, default=1, help="of the headline: channels in multiples of this")
     add("--rounds", type=int, default=1, help="of the headline")
