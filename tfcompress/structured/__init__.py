@@ -8,6 +8,7 @@ from tfcompress.structured.dead import (
     remove_dead_channels,
 )
 from tfcompress.structured.drop_layers import DroppedLayers, drop_layers
+from tfcompress.structured.equalize import Equalization, equalize
 from tfcompress.structured.fold import fold_batch_norm
 from tfcompress.structured.groups import ChannelGroups, Group, Member, channel_groups
 from tfcompress.structured.merge import merge_channels
@@ -26,6 +27,7 @@ __all__ = [
     "ChannelGroups",
     "DeadChannels",
     "DroppedLayers",
+    "Equalization",
     "Group",
     "Member",
     "Sensitivity",
@@ -33,6 +35,7 @@ __all__ = [
     "crop_inputs",
     "dead_channels",
     "drop_layers",
+    "equalize",
     "fold_batch_norm",
     "keep_channels",
     "kept_features",

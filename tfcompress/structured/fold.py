@@ -1,5 +1,6 @@
 """Batch normalization folded into the layer before it, or into the dense layer after it."""
 
+import types
 from typing import Any
 
 import keras
@@ -39,6 +40,10 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     its output; and a BatchNorm that only one dense layer reads, into that one. Any other BatchNorm
     stays. (Jacob et al. 2018, "Quantization and Training of Neural Networks", section 3.2)
 
+    The new model's attribute `pre_activations` keeps, by layer name, the mean and the standard
+    deviation per channel of what a BatchNorm said about its layer's outputs, before the activation
+    (two float64 vectors; not saved with the model); `correct_bias` can use them in place of data.
+
     Raises:
         InputError: the model cannot be read as a graph; see `graph.functional`.
 
@@ -66,7 +71,17 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     new = graph.rebuild(flat, call)
     for host, fold, pair in folded:
         host.set_weights(fold(*pair))
+    known = {
+        host.name: normalized(pair[1]) for host, fold, pair in folded if fold is _weights_after
+    }
+    new.pre_activations = types.MappingProxyType(known)
     return new
+
+
+def can_fold(model: keras.Model) -> bool:
+    """Returns whether there is a BatchNorm that `fold_batch_norm` would fold."""
+    after, before = _pairs(graph.functional(model))
+    return bool(after.norms or before.norms)
 
 
 class _Pairs:
@@ -137,6 +152,14 @@ def scale_and_offset(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray,
     if norm.center:
         offset = offset + value(norm.beta)
     return scale, offset
+
+
+def normalized(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation per channel of its outputs, by its moving statistics."""
+    scale, offset = scale_and_offset(norm)
+    mean = keras.ops.convert_to_numpy(norm.moving_mean).astype(np.float64)
+    variance = keras.ops.convert_to_numpy(norm.moving_variance).astype(np.float64)
+    return mean * scale + offset, np.abs(scale) * np.sqrt(variance)
 
 
 def _weights_after(layer: Any, norm: Any) -> list[np.ndarray]:
