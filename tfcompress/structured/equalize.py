@@ -118,7 +118,7 @@ def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 1
     require(number and largest_factor >= 1, owner, rule, largest_factor=largest_factor)
     require(isinstance(sweeps, int) and sweeps >= 1, "sweeps of equalize", rule, sweeps=sweeps)
     require(isinstance(model, keras.Model), "A model", "must be a Keras 3 model", model=model)
-    source = _followed(fold_batch_norm(model) if can_fold(model) else model)
+    source = followed(fold_batch_norm(model) if can_fold(model) else model)
     new = keep_channels(channel_groups(source), {})
     flat, origins = graph.flatten(new)
     found = scaling(flat)
@@ -137,7 +137,7 @@ def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 1
     return new
 
 
-def _followed(model: keras.Model) -> keras.Model:
+def followed(model: keras.Model) -> keras.Model:
     """Returns the model itself, or flat if it or a model in it is subclassed."""
     parts = [part for part in model._flatten_layers() if isinstance(part, keras.Model)]
     return model if all(map(graph.is_graph, parts)) else graph.functional(model)
@@ -158,7 +158,7 @@ class _Balance:
     """The factors so far, as logarithms by channel, and the kernels' magnitudes under them."""
 
     def __init__(self, found: Scaling, limit: float):
-        self.parts = list(found.parts.values())
+        self.parts = list(found.scaled.values())
         self.channel_of = found.components()
         self.free = np.ones(self.channel_of.size, bool)
         self.free[self.channel_of[PINNED]] = False

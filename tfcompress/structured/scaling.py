@@ -41,19 +41,19 @@ class Scaling(Trace):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: dict[tuple[int, int], Part] = {}  # type: ignore[assignment]
+        self.scaled: dict[tuple[int, int], Part] = {}
 
     def add(self, call: Call, variable: Any, labels: np.ndarray, power: int) -> np.ndarray:
         """Records a weight; one that is shared ties the channels of all its places."""
         key = id(variable), power
-        if key in self.parts:
-            first = self.parts[key].labels
+        if key in self.scaled:
+            first = self.scaled[key].labels
             self.tie(
                 first.ravel(), labels.ravel(), f"{describe(call)} is shared with a fixed place"
             )
             return first
         is_kernel = len(variable.shape) > 1
-        self.parts[key] = Part(call.operation, variable, labels, power, is_kernel)
+        self.scaled[key] = Part(call.operation, variable, labels, power, is_kernel)
         return labels
 
 
