@@ -1,0 +1,71 @@
+"""What a layer's weights are multiplied with, as far as the choice of their codes needs it."""
+
+import dataclasses
+
+import numpy as np
+
+from tfcompress.errors import InputError, require
+from tfcompress.quantization.grid import finite
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """The second moments of a layer's inputs X, from which the error of its outputs follows.
+
+    For weights (in, out) and X (samples, in): `gram` = X^T X, float64 (in, in), `count` samples.
+    Moments of batches add up, so that no batch has to be kept. Leading axes are groups of their
+    own, as in a depthwise convolution: weights (channels, in, out), X (channels, samples, in).
+
+    `shortfall` = X^T (Y - X W), float64 (in, out), is what the outputs lack already because X comes
+    from quantized layers before, where Y is what the layer should give; without it, 0.
+
+        inputs = LayerInputs.of(patches_1) + LayerInputs.of(patches_2)
+    """
+
+    gram: np.ndarray
+    count: int
+    shortfall: np.ndarray | float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        inputs: np.ndarray,
+        targets: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> "LayerInputs":
+        """Returns the moments of `inputs` (..., samples, in).
+
+        With `targets` (..., samples, out), the outputs wanted without bias, and the float `weights`
+        (..., in, out), the rounding makes up for what the outputs lack.
+        """
+        inputs = finite(inputs, "Inputs of LayerInputs")
+        shape, rule = inputs.shape, "must have shape (..., samples, in), not empty"
+        require(inputs.ndim >= 2 and inputs.size > 0, "Inputs of LayerInputs", rule, shape=shape)
+        across = np.swapaxes(inputs, -1, -2)
+        gram = (across @ inputs).astype(np.float64)
+        if targets is None:
+            return cls(gram, shape[-2])
+        if weights is None:
+            raise InputError("LayerInputs needs the weights where it has targets")
+        targets = finite(targets, "Targets of LayerInputs")
+        weights = finite(weights, "Weights of LayerInputs")
+        outputs = (*shape[:-1], weights.shape[-1])
+        fits = weights.shape[:-1] == (*shape[:-2], shape[-1]) and targets.shape == outputs
+        shapes = {"inputs": shape, "targets": targets.shape, "weights": weights.shape}
+        require(fits, "Targets and weights of LayerInputs", "must fit the inputs", **shapes)
+        return cls(gram, shape[-2], (across @ (targets - inputs @ weights)).astype(np.float64))
+
+    def __add__(self, other: "LayerInputs") -> "LayerInputs":
+        shapes = {"first": self.gram.shape, "second": other.gram.shape}
+        require(len(set(shapes.values())) == 1, "Moments of LayerInputs", "must fit", **shapes)
+        shortfall = self.shortfall + other.shortfall
+        return LayerInputs(self.gram + other.gram, self.count + other.count, shortfall)
+
+    def error(self, change: np.ndarray) -> np.ndarray:
+        """Returns how much the outputs' squared error grows where weights change by `change`.
+
+        Per output, float64 (..., out), summed over the samples. Without shortfall it is the squared
+        error itself, ||X change||^2.
+        """
+        change = np.asarray(change, np.float64)
+        return ((self.gram @ change - 2 * self.shortfall) * change).sum(axis=-2)
