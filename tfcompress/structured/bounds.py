@@ -249,16 +249,18 @@ def _contracted(layer: Any, x: Bounds, target: Sequence[int | None]) -> Bounds:
     """What a layer that adds up channels makes of them, before its activation."""
     found = contractions.of(layer)
     channels = x.per_channel(channel_axis(layer, len(target)) - 1 if found.spatial else -1)
-    low = high = square = 0.0
     channels = channels.map(lambda a: np.broadcast_to(a, found.taps.shape[1]))
-    for tap in found.taps:  # (inputs, outputs), one for each position of the kernel
-        rising, falling = np.maximum(tap, 0), np.minimum(tap, 0)
-        least = channels.low @ rising + channels.high @ falling
-        most = channels.high @ rising + channels.low @ falling
-        if found.padded:  # at the border this tap may meet zeros
-            least, most = np.minimum(least, 0), np.maximum(most, 0)
-        low, high = low + least, high + most
-        square = square + channels.typical**2 @ tap**2
+    low, high, square = np.zeros((3, found.taps.shape[2]))
+    for columns, taps in found.blocks():
+        for tap in taps:  # (inputs, outputs), one for each position of the kernel
+            rising, falling = np.maximum(tap, 0), np.minimum(tap, 0)
+            least = channels.low @ rising + channels.high @ falling
+            most = channels.high @ rising + channels.low @ falling
+            if found.padded:  # at the border this tap may meet zeros
+                least, most = np.minimum(least, 0), np.maximum(most, 0)
+            low[columns] += least
+            high[columns] += most
+            square[columns] += channels.typical**2 @ tap**2
     typical = np.sqrt(square + found.bias**2)
     shape = [1] * (len(target) - 1)
     shape[channel_axis(layer, len(target)) - 1 if found.spatial else -1] = -1

@@ -14,6 +14,7 @@ from tfcompress.structured.layers.convolution import channel_axis
 from tfcompress.structured.removal import keep_channels
 from tfcompress.structured.trace import PINNED
 
+_OUTPUTS = 256  # of a layer that are compared at a time
 FLOAT32_ROUNDING = 2.0**-24  # half a unit in the last place, relative
 
 
@@ -149,22 +150,23 @@ def _readings(model: keras.Model, groups: ChannelGroups, largest_input: float) -
             np.broadcast_to(a, count) for a in (channels.low, channels.high, channels.typical)
         )
         channels = Bounds(low, high, typical)
-        size = np.sqrt((typical**2) @ (matrix.taps**2).sum(0) + matrix.bias**2)
         entering, leaving = _axes(layer)
         inputs = axis_channels(*entering, count)
         if inputs.size < count:  # the groups of a grouped convolution share their columns
             inputs = np.tile(inputs, count // inputs.size)
+        strengths = np.empty((count, width), np.float32)
+        sums = None if matrix.padded else np.empty((count, width), np.float32)
+        square = matrix.bias**2
+        for columns, taps in matrix.blocks():
+            strengths[:, columns] = np.abs(taps).sum(0)
+            square[columns] += typical**2 @ (taps**2).sum(0)
+            if sums is not None:
+                sums[:, columns] = taps.sum(0)
+        outputs = axis_channels(*leaving, width)
+        half_width, middle = channels.half_width, channels.middle
         found.append(
             _Reading(
-                layer,
-                path,
-                inputs,
-                axis_channels(*leaving, width),
-                np.abs(matrix.taps).sum(0),
-                None if matrix.padded else matrix.taps.sum(0),
-                channels.half_width,
-                channels.middle,
-                size,
+                layer, path, inputs, outputs, strengths, sums, half_width, middle, np.sqrt(square)
             )
         )
 
@@ -214,10 +216,9 @@ def _loud(
     constants: dict[int, np.ndarray] = {}
     for r in readings:
         heard = alive[r.outputs]
-        strengths = r.strengths[:, heard]
-        limit = tolerance * r.typical[heard]
-        varies = (strengths * r.half_width[:, None] > limit).any(1)
-        shifts = (strengths * np.abs(r.middle)[:, None] > limit).any(1)
+        reach = _reach(r.strengths, np.where(heard, tolerance * r.typical, np.inf))
+        with np.errstate(invalid="ignore", over="ignore"):  # no width, an infinite reach: no effect
+            varies, shifts = reach * r.half_width > 1, reach * np.abs(r.middle) > 1
         stuck = shifts & ~varies
         reason = ""
         if r.sums is not None:
@@ -231,6 +232,17 @@ def _loud(
         for channel in np.unique(r.inputs[stuck]).tolist():
             stay.setdefault(channel, reason)
     return loud
+
+
+def _reach(strengths: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Returns the largest strength / limit of each input, float64; 0 / 0 is 0."""
+    largest = np.zeros(len(strengths))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for start in range(0, len(limit), _OUTPUTS):
+            columns = slice(start, start + _OUTPUTS)
+            ratios = strengths[:, columns] / limit[columns]
+            np.maximum(largest, np.nan_to_num(ratios, posinf=np.inf).max(axis=1), out=largest)
+    return largest
 
 
 def _report(
