@@ -6,7 +6,8 @@
 2. `headline`: the baseline with 2.1x fewer multiply-accumulates, fine-tuned, for `--score`; with
    `--distill` the baseline's soft labels teach it as well. Beside it `control`: the baseline
    itself, trained on in exactly the same way, so that what is lost is lost by the removal alone.
-3. `curve`: each of `--scores` at each of `--ratios`, fine-tuned for `--epochs`.
+3. `curve`: each of `--scores` at each of `--ratios`, fine-tuned for `--epochs`; and the baseline
+   itself (`none`), trained on in the same way.
 
 Every point is pruned in `--rounds` steps of equal ratio, of which all but the last are
 fine-tuned for `--round-epochs`. MACs are read from the float `.tflite` file. A tenth of the
@@ -112,6 +113,7 @@ def points(options):
         yield Point("control", **long)
     if "curve" in options.stages:
         short = {"epochs": options.epochs, "learning_rate": options.learning_rate}
+        yield Point("curve", **short)
         for ratio in sorted(options.ratios, key=lambda ratio: abs(ratio - HEADLINE)):
             for score in options.scores:
                 yield Point("curve", score, ratio, **short)
@@ -136,18 +138,19 @@ class Work:
             return
         started = time.perf_counter()
         print(f"{point.name}: {point}", flush=True)
+        first = dataclasses.replace(point, cycles=1)  # more cycles go on from where fewer ended
         keep = (1 / point.ratio) ** (1 / point.rounds)
         for number in range(point.rounds if point.ratio > 1 else 0):
             last = number == point.rounds - 1
             # Each round keeps a share of the MACs of the model that it is given.
-            model = self.pruned(model, point, keep, f"{point.name}-round{number}")
+            model = self.pruned(model, point, keep, f"{first.name}-round{number}")
             if not last:
-                self.train(model, point, point.round_epochs, f"{point.name}-tuned{number}", teacher)
+                self.train(model, point, point.round_epochs, f"{first.name}-tuned{number}", teacher)
         audit = tfc.audit(tfc.convert(model, scheme="float32"))
         before = self.accuracy(model, "validation")
         for cycle in range(point.cycles):
-            name = f"{point.name}-cycle{cycle}"
-            self.train(model, point, point.epochs, name, teacher, seed=SEED + cycle)
+            name = f"{first.name}-cycle{cycle}"
+            self.train(model, first, point.epochs, name, teacher, seed=SEED + cycle)
         row = dataclasses.asdict(point) | {
             "name": point.name,
             "macs": audit.macs,
@@ -353,7 +356,7 @@ def draw(rows, baseline, path):
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     axes.axhline(baseline["test"], color="black", linewidth=1, label="baseline")
     curve = [row for row in rows if row["stage"] == "curve"]
-    for score in dict.fromkeys(row["score"] for row in curve):
+    for score in dict.fromkeys(row["score"] for row in curve if row["score"] != "none"):
         found = sorted(
             (baseline["macs"] / r["macs"], r["test"]) for r in curve if r["score"] == score
         )
