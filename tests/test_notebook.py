@@ -9,10 +9,17 @@ import pytest
 COLAB = pathlib.Path(__file__).parent.parent / "colab"
 
 
+NAMES = sorted(path.name for path in COLAB.glob("*.ipynb"))
+
+
 @pytest.fixture(scope="module")
 def cells():
-    """The code cells of the quickstart, executed as it stands from the folder it lies in."""
-    notebook = nbformat.read(COLAB / "quickstart.ipynb", as_version=4)
+    return executed("quickstart.ipynb")
+
+
+def executed(name):
+    """Returns the code cells of a notebook, executed as it stands from the folder it lies in."""
+    notebook = nbformat.read(COLAB / name, as_version=4)
     kernel = {"PYTHONPATH": os.pathsep.join([str(COLAB.parent), os.environ.get("PYTHONPATH", "")])}
     client = nbclient.NotebookClient(
         notebook, timeout=240, resources={"metadata": {"path": str(COLAB)}}
@@ -31,8 +38,9 @@ def numbers(text, label):
     return [float(value.replace(",", "")) for value in row.split()]
 
 
-def test_the_quickstart_is_committed_without_outputs():
-    notebook = nbformat.read(COLAB / "quickstart.ipynb", as_version=4)
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_committed_without_outputs(name):
+    notebook = nbformat.read(COLAB / name, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
@@ -59,3 +67,13 @@ def test_the_quickstart_draws(cells):
         output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})
     ]
     assert len(images) == 4
+
+
+def test_fewer_channels_are_less_arithmetic_at_the_same_accuracy():
+    text = printed(executed("fewer_channels.ipynb"))
+    before, after = numbers(text, "test accuracy")
+    assert before >= 0.95 and after >= before - 0.03
+    before, after = numbers(text, "multiply-accumulates")
+    assert after <= before / 2
+    assert float(re.search(r"largest change of an output: (\S+)", text)[1]) < 1e-5
+    assert re.search(r"^inside +\d+ +[2-9]", text, re.M)
