@@ -23,7 +23,8 @@ class Entropy:
     2**(bits - 1) levels, or 2**bits where codes are not symmetric and no value lies on one side
     of 0. Zeros do not count: every grid holds them exactly. Codes that are not symmetric clip each
     side at the threshold, and cover no more than was seen. With more levels than bins, all is
-    covered: nothing would be lost inside.
+    covered: nothing would be lost inside. Bins are merged until there are no more of them than
+    values: a threshold cannot be told from a few values, so that small channels are covered whole.
 
     Source: Migacz 2017, "8-bit inference with TensorRT".
 
@@ -45,24 +46,28 @@ class Entropy:
         low, high = closed(state.low, state.high, codes)
         one_sided = (state.low == 0) | (state.high == 0)
         levels = 2 ** (codes.bits - 1 + (one_sided & (not codes.symmetric)))
-        threshold = np.array(
-            [
-                (best_threshold(magnitudes(state, group), levels[group]) + 0.5)
-                * 2.0 ** state.exponent[group]
-                for group in range(len(low))
-            ]
-        )
+        threshold = np.zeros(len(low))
+        for group in range(len(low)):
+            counts, width = magnitudes(state, group)
+            threshold[group] = (best_threshold(counts, levels[group]) + 0.5) * width
         return np.maximum(low, -threshold), np.minimum(high, threshold)
 
 
-def magnitudes(histogram: Histogram, group: int = 0) -> np.ndarray:
-    """Returns how many values of |x| lie in each bin from 0 on, int64, the last not empty."""
+def magnitudes(histogram: Histogram, group: int = 0) -> tuple[np.ndarray, float]:
+    """Returns how many values of |x| lie in each bin from 0 on, int64, and the bins' width.
+
+    The last bin is not empty, and there are no more bins than values.
+    """
     counts, first = histogram.counts[group], int(histogram.first[group])
     positive, negative = counts[-first:], counts[:-first][::-1] if first else counts[:0]
     folded = np.zeros(max(len(positive), len(negative)), np.int64)
     folded[: len(positive)] += positive
     folded[: len(negative)] += negative
-    return np.trim_zeros(folded, "b")
+    folded, width = np.trim_zeros(folded, "b"), 2.0 ** histogram.exponent[group]
+    while len(folded) > folded.sum():
+        folded = np.pad(folded, (0, len(folded) % 2)).reshape(-1, 2).sum(axis=1)
+        width *= 2
+    return folded, width
 
 
 def best_threshold(counts: np.ndarray, levels: int) -> int:

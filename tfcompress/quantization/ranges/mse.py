@@ -89,12 +89,11 @@ class Error:
 
     @classmethod
     def of(cls, histogram: Histogram) -> "Error":
-        used = np.flatnonzero(histogram.counts.any(axis=0))
-        begin, end = (used[0], used[-1] + 1) if used.size else (0, 1)
-        counts = histogram.counts[:, begin:end]
-        density = np.ldexp(counts.astype(np.float64), -histogram.exponent[:, None])
-        density = np.where(counts > 0, density, 0.0)  # 2**1000 where there are zeros alone
-        return cls(histogram.edges()[:, begin : end + 1], density)
+        used = np.pad(histogram.counts.any(axis=0), 1)
+        kept = np.flatnonzero(used[1:] | used[:-1])  # the borders of bins that are not empty
+        counts = histogram.counts[:, kept[:-1]].astype(np.float64)
+        density = np.ldexp(counts, -histogram.exponent[:, None], where=counts > 0, out=counts)
+        return cls(histogram.edges()[:, kept], density)
 
     def __call__(self, grid: Grid) -> np.ndarray:
         scale = np.where(grid.scale > 0, grid.scale, 1.0)[:, None]

@@ -88,23 +88,22 @@ def _exact_quantile(values: np.ndarray, share: float, magnitudes: bool) -> np.nd
 def _histogram_quantile(histogram: Histogram, share: float, magnitudes: bool) -> np.ndarray:
     """Returns each group's quantile, with the values of a bin spread evenly over it."""
     quantiles = []
-    edges, counts = histogram.edges(), histogram.counts
-    for group, zeros in enumerate(histogram.zeros):
-        ends, masses = edges[group, 1:], counts[group]
-        begins = edges[group, :-1]
+    for group, edges in enumerate(histogram.edges()):
+        begins, ends = edges[:-1], edges[1:]
         if magnitudes:
             begins, ends = np.minimum(abs(begins), abs(ends)), np.maximum(abs(begins), abs(ends))
         # The zeros are a bin of no width.
         begins, ends = np.append(begins, 0.0), np.append(ends, 0.0)
-        masses = np.append(masses, zeros)
+        counts = np.append(histogram.counts[group], histogram.zeros[group])
         order = np.lexsort((ends, begins))
-        begins, ends, masses = begins[order], ends[order], masses[order]
-        total = np.cumsum(masses)
-        wanted = share * total[-1]
-        bin_ = min(int(np.searchsorted(total, wanted)), len(total) - 1)
-        into = (wanted - (total[bin_] - masses[bin_])) / max(masses[bin_], 1)
-        value = begins[bin_] + np.clip(into, 0, 1) * (ends[bin_] - begins[bin_])
-        largest = max(-histogram.low[group], histogram.high[group])
-        low, high = (0.0, largest) if magnitudes else (histogram.low[group], histogram.high[group])
-        quantiles.append(np.clip(value, low, high))
+        begins, ends, counts = begins[order], ends[order], counts[order]
+        last = np.cumsum(counts)
+        place = share * max(last[-1] - 1, 0)
+        ranks = np.array([np.floor(place), np.ceil(place)])
+        bins = np.minimum(np.searchsorted(last, ranks, side="right"), len(last) - 1)
+        into = (ranks - (last - counts)[bins] + 0.5) / np.maximum(counts[bins], 1)
+        lower, upper = begins[bins] + into * (ends - begins)[bins]
+        low, high = histogram.low[group], histogram.high[group]
+        low, high = (0.0, max(-low, high)) if magnitudes else (low, high)
+        quantiles.append(np.clip(lower + (place - ranks[0]) * (upper - lower), low, high))
     return np.array(quantiles)

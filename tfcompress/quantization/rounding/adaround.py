@@ -23,9 +23,9 @@ class AdaRound:
 
     Minimises ||X W - X W_q||^2 over all choices at once: w_q = s (floor(w / s) + h(V)) with a
     rectified sigmoid h, by Adam on V, while a regulariser 1 - |2 h - 1|^beta drives each h to 0 or
-    1 as beta falls. An output channel that came out worse than with `nearest` takes the nearest
-    codes. Then, beyond the paper, the weight whose other choice lowers its channel's error most is
-    turned over, again and again, until no single one does. So on the inputs given no channel's
+    1 as beta falls. Then, beyond the paper, the weight whose other choice lowers its channel's
+    error most is turned over, again and again, until no single one does; so are the choices of
+    `nearest`, and each output channel takes the better of both. On the inputs given no channel's
     error is ever larger than that of `nearest`.
 
     Weights have shape (in, out), or (groups, in, out) with inputs of as many groups: a convolution
@@ -67,10 +67,10 @@ class AdaRound:
         nearest = grid.clip(np.rint(steps))
         down, up = grid.clip(np.floor(steps)), grid.clip(np.floor(steps) + 1)
         choice = Choice.of(weights, grid, down, up, inputs)
-        learned = self._learn(choice, steps) >= 0.5
-        nearest_up = nearest > down
-        better = choice.error(learned) < choice.error(nearest_up)
-        return np.where(choice.turned_over(np.where(better, learned, nearest_up)), up, down)
+        learned = choice.turned_over(self._learn(choice, steps) >= 0.5)
+        plain = choice.turned_over(nearest > down)
+        better = choice.error(learned) < choice.error(plain)
+        return np.where(np.where(better, learned, plain), up, down)
 
     def _learn(self, choice: "Choice", steps: np.ndarray) -> np.ndarray:
         """Returns h, float32 in [0, 1]: how far up each weight shall go."""
