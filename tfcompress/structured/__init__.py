@@ -1,5 +1,6 @@
 """From a model's graph to a smaller model: folded layers, and channels that really go."""
 
+from tfcompress.structured.correct_bias import BiasCorrection, correct_bias
 from tfcompress.structured.crop_inputs import Border, crop_inputs
 from tfcompress.structured.dead import (
     FLOAT32_ROUNDING,
@@ -23,6 +24,7 @@ from tfcompress.structured.trim import trim
 __all__ = [
     "FLOAT32_ROUNDING",
     "SCORES",
+    "BiasCorrection",
     "Border",
     "ChannelGroups",
     "DeadChannels",
@@ -32,6 +34,7 @@ __all__ = [
     "Member",
     "Sensitivity",
     "channel_groups",
+    "correct_bias",
     "crop_inputs",
     "dead_channels",
     "drop_layers",

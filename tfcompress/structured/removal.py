@@ -105,7 +105,7 @@ def _rebuild(
             return _rebuild(operation, found, size, built, inputs)
         change, _ = found.edits.get(id(operation), (None, ()))
         changes = change(operation.get_config(), size) if change else {}
-        if id(operation) in built.biases:
+        if id(operation) in built.biases and hasattr(operation, "use_bias"):
             changes["use_bias"] = True
         return graph.copy_operation(operation, **changes)
 
@@ -150,9 +150,13 @@ def _gained_bias(old: Any, new: Any) -> bool:
 def _add_bias(
     new: Any, bias: np.ndarray, old: Any, slices: Mapping[tuple[int, int], np.ndarray]
 ) -> None:
-    """Adds what is kept of `bias` to the new layer's; outputs are its kernel's last axis."""
+    """Adds what is kept of `bias` to the new layer's; outputs are its kernel's last axis.
+
+    A transposed convolution has its outputs on the last but one.
+    """
     kernel = getattr(old, "pointwise_kernel", None)
     kernel = old.kernel if kernel is None else kernel
-    made = slices.get((id(kernel), len(kernel.shape) - 1))
+    outputs = len(kernel.shape) - (2 if type(old).__name__.endswith("Transpose") else 1)
+    made = slices.get((id(kernel), outputs))
     before = keras.ops.convert_to_numpy(new.bias).astype(np.float64)
     new.bias.assign(before + (bias if made is None else bias[made]))
