@@ -49,5 +49,8 @@ def call(function: Callable[[], Any], owner: str) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         place = frames[min(1, len(frames) - 1)]  # the first is this one
         where = f"{pathlib.Path(place.filename).name}, line {place.lineno}"
-        reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        reason = traceback.format_exception_only(error)[-1].strip()
+        if "in user code:" in reason:  # TensorFlow puts a traceback of its own before the reason
+            reason = reason.split("\n\n", 2)[-1].strip()
+        reason = reason.splitlines()[0]
         raise InputError(f"{owner} raised {reason} ({where}).") from error

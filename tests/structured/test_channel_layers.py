@@ -56,6 +56,15 @@ def words(middle):
     return build
 
 
+def masked(middle):
+    def build():
+        inputs = keras.Input((6,), dtype="int32")
+        x = middle(layers.Embedding(9, 4, mask_zero=True, name="first")(inputs))
+        return keras.Model(inputs, layers.Dense(2, name="end")(x))
+
+    return build
+
+
 def merged(merge, **options):
     return images(lambda x: merge([x, conv(4, "other", **options)(x)]))
 
@@ -128,6 +137,12 @@ CASES = {
     ),
     "Embedding": (words(layers.ReLU()), ONE),
     "LSTM": (sequences(layers.LSTM(5, name="mid")), TWO),
+    "LSTM masked": (masked(layers.LSTM(5, name="mid")), TWO),
+    "Bidirectional masked": (masked(layers.Bidirectional(layers.GRU(5), name="mid")), TWO),
+    "TimeDistributed masked": (
+        masked(layers.TimeDistributed(layers.Dense(5, name="d"), name="mid")),
+        {"first": 4, "mid/d": 5},
+    ),
     "LSTM with states": (sequences(states), {"first": 4, "mid": 3}),
     "GRU": (sequences(layers.GRU(5, name="mid")), TWO),
     "GRU before": (sequences(layers.GRU(5, reset_after=False, name="mid")), TWO),
@@ -458,3 +473,10 @@ def test_limits_of_a_clip_for_each_channel_pin_them():
     x = keras.ops.clip(x, -1.0, np.arange(4.0))
     model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalMaxPooling2D()(x)))
     assert "has a limit for each of them" in channel_groups(model).pinned["conv"]
+
+
+@pytest.mark.parametrize("kept", [[], [4], [-1], [0.5], [True, False, True, True], ["a"]])
+def test_channels_that_do_not_exist_cannot_be_kept(kept):
+    groups = channel_groups(CASES["Dropout"][0]())
+    with pytest.raises(InputError, match=r"'first' must be at least one whole number.* in \[0, 4"):
+        keep_channels(groups, {"first": kept})

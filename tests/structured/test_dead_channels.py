@@ -79,6 +79,21 @@ def test_a_relu_that_never_opens_behind_values_that_are_not_negative():
     assert difference(model, small, (4,), 100) < 1e-3
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos3"])
+def test_a_relu_behind_an_upsampling_that_may_overshoot(interpolation):
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Activation("sigmoid")(inputs)
+    x = layers.UpSampling2D(2, interpolation=interpolation)(x)
+    x = layers.Conv2D(2, 1, activation="relu", name="mid")(x)
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="head")(x))
+    # The first opens above 1.02 only, where a sigmoid never comes.
+    model.get_layer("mid").set_weights([np.ones((1, 1, 1, 2)), np.array([-1.02, 0.0])])
+    small = remove_dead_channels(model)
+    between = interpolation in ("nearest", "bilinear")
+    assert small.get_layer("mid").filters == (1 if between else 2)
+    assert difference(model, small, (6, 6, 1), 50) < 1e-5
+
+
 def test_what_only_dead_channels_read_dies_with_them_layer_after_layer():
     model = keras.Sequential(
         [keras.Input((4,))]
@@ -138,3 +153,9 @@ def test_one_channel_stays_where_all_are_dead():
 def test_bad_input():
     with pytest.raises(tfc.InputError, match=r"tolerance must be at least 0.*tolerance=-1"):
         dead_channels(convolutions(), tolerance=-1)
+    with pytest.raises(tfc.InputError, match="largest_input must be a positive number.*'1'"):
+        dead_channels(convolutions(), largest_input="1")
+    broken = convolutions()
+    broken.get_layer("second").bias.assign([np.nan, 0, 0, 0, 0])
+    with pytest.raises(tfc.InputError, match="Weights 'second/bias' must be finite"):
+        remove_dead_channels(broken)

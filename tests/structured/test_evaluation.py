@@ -80,11 +80,14 @@ def test_bad_data():
         ((X, Y[:3]), r"one length. Received: lengths=\[3, 7\]"),
         ((X[:0], Y[:0]), "data must not be empty"),
         ((X, Y, Y), "no sample weights. Received: parts=3"),
+        ("digits", r"must be \(x, y\) or x as arrays, .* Received: data='str'"),
+        (iter([(X, Y)]), "Received: data='list_iterator'"),
     ):
         with pytest.raises(InputError, match=message):
             list(batches(data))
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
-        list(batches((X, Y), batch_size=0))
+    for wrong in (0, "8"):
+        with pytest.raises(InputError, match="batch_size must be a whole number of at least 1"):
+            list(batches((X, Y), batch_size=wrong))
 
 
 def model_of(outputs, **compiled):
@@ -152,7 +155,7 @@ def test_bad_losses():
     with pytest.raises(InputError, match="must be compiled with a loss, or `loss` be given"):
         loss_of(model)
     for loss in ("mean_squre", 3):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=f"Could not interpret loss identifier: {loss}"):
             evaluate_loss(model, (X, Y), loss)
     with pytest.raises(InputError, match="a loss needs labels"):
         evaluate_loss(model, X, "mse")

@@ -75,8 +75,19 @@ def test_narrow_groups_stay_and_the_model_is_untouched(x):
         np.testing.assert_array_equal(old, new)
 
 
+def test_channels_that_are_not_read_equally_often_stay(x):
+    inputs = keras.Input((8, 8, 2))
+    y = layers.Conv2D(8, 3, name="first")(inputs)
+    y = layers.Concatenate()([y, y[..., :4]])
+    model = keras.Model(inputs, layers.Conv2D(3, 1, name="head")(y))
+    small = merge_channels(model, x, {"kmeans": {"clusters": 2}})
+    assert small.get_layer("first").filters == 8
+
+
 def test_bad_input(x):
     with pytest.raises(tfc.InputError, match="must have the shape"):
         merge_channels(twins(), x[:, :4])
     with pytest.raises(tfc.InputError, match="Unknown clustering method"):
         merge_channels(twins(), x, "kmean")
+    with pytest.raises(tfc.InputError, match="number of batches must be a whole number.*'a'"):
+        merge_channels(twins(), x, batches="a")

@@ -62,7 +62,7 @@ def test_widths_are_rounded_and_rules_hold():
 
 
 def test_scope_layer_takes_the_same_share_of_each_group():
-    small = tfc.prune_channels(network(), keep_macs=0.3, scope="layer")
+    small = tfc.prune_channels(network(), keep_macs=np.float32(0.3), scope="layer")
     shares = [small.get_layer(n).filters / w for n, w in (("stem", 16), ("inside", 24))]
     assert abs(shares[0] - shares[1]) < 0.07
 

@@ -100,14 +100,13 @@ def _after(
     target: tuple[int | None, ...],
 ) -> Bounds:
     if contractions.reads(operation):
-        found = _contracted(operation, inputs[0], target)
-        return found if found is None else _activated(operation.activation, found)
+        return _activated(operation.activation, _contracted(operation, inputs[0], target))
     kind = type(operation)
     name = kind.__name__
     constants = [x for x in given if isinstance(x, int | float)]
     if graph.is_identity(operation):
         return inputs[0]
-    if kind in _SAME:
+    if kind in _SAME and getattr(operation, "interpolation", "nearest") in _BETWEEN:
         return _everywhere(inputs[0])
     if kind in (layers.Activation, layers.ReLU) or name in _OPERATIONS:
         function = operation if kind is layers.ReLU else _function(operation)
@@ -160,6 +159,7 @@ _SAME = (
     *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
     *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
 )
+_BETWEEN = ("nearest", "bilinear")  # the others overshoot: they weigh neighbours negatively
 _PADDED = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
 _POOLED = (
     *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D),

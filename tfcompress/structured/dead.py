@@ -1,6 +1,7 @@
 """Dead channels: those without effect leave the model, which goes on computing the same."""
 
 import dataclasses
+from numbers import Real
 from typing import Any
 
 import keras
@@ -95,15 +96,20 @@ def dead_channels(
             moving mean.
 
     Raises:
-        InputError: see `channel_groups`; values out of range.
+        InputError: see `channel_groups`; values out of range, weights that are not finite.
 
     Source: the bounds are interval arithmetic (Moore 1966), as in Gowal et al. 2018, "On the
     effectiveness of interval bound propagation".
     """
-    require(tolerance >= 0, "tolerance", "must be at least 0", tolerance=tolerance)
-    rule = "must be a positive number"
-    require(0 < largest_input < 1e30, "largest_input", rule, largest_input=largest_input)
+    positive = isinstance(tolerance, Real) and tolerance >= 0
+    require(positive, "tolerance", "must be at least 0", tolerance=tolerance)
+    positive = isinstance(largest_input, Real) and 0 < largest_input < 1e30
+    require(positive, "largest_input", "must be a positive number", largest_input=largest_input)
     groups = channel_groups(model)
+    # No bound holds for NaN, and no comparison: every channel would seem dead.
+    for variable in model.weights:
+        finite = np.isfinite(keras.ops.convert_to_numpy(variable)).all()
+        require(finite, f"Weights '{variable.path}'", "must be finite, without NaN or infinity")
     readings = _readings(model, groups, largest_input)
     waiting = _candidates(groups, readings)
     stay: dict[int, str] = {}

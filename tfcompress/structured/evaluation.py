@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -35,8 +36,11 @@ def batches(data: Any, batch_size: int = 64, most: int | None = None) -> Iterato
     >>> [len(x) for x, y in batches((np.zeros((5, 2)), np.zeros(5)), batch_size=2)]
     [2, 2, 1]
     """
-    require(batch_size >= 1, "batch_size", "must be at least 1", batch_size=batch_size)
-    require(most is None or most >= 1, "number of batches", "must be at least 1", batches=most)
+    rule = "must be a whole number of at least 1"
+    whole = isinstance(batch_size, Integral) and batch_size >= 1
+    require(whole, "batch_size", rule, batch_size=batch_size)
+    whole = most is None or (isinstance(most, Integral) and most >= 1)
+    require(whole, "number of batches", rule, batches=most)
     found = False
     for batch in _batches(data, batch_size, most):
         found = True
@@ -53,7 +57,10 @@ def _batches(data: Any, batch_size: int, most: int | None) -> Iterator[Batch]:
     else:
         x, y = _pair(data if isinstance(data, tuple) else (data,), "data")
         arrays = keras.tree.map_structure(np.asarray, [x] if y is None else [x, y])
-        lengths = {len(array) if array.ndim else 0 for array in keras.tree.flatten(arrays)}
+        flat = keras.tree.flatten(arrays)
+        rule = "must be (x, y) or x as arrays, a tf.data.Dataset, a PyDataset or Data"
+        require(all(array.ndim for array in flat), "data", rule, data=type(data).__name__)
+        lengths = {len(array) for array in flat}
         require(
             len(lengths) == 1, "arrays of data", "must have one length", lengths=sorted(lengths)
         )

@@ -85,9 +85,11 @@ class ChannelGroups:
         numbers = {group.name: number for number, group in enumerate(self.groups)}
         for name, chosen in kept.items():
             group = self[name]
-            indices = np.unique(np.asarray(chosen, int))
-            inside = indices.size and indices[0] >= 0 and indices[-1] < group.size
-            rule = f"must be at least one number, each in [0, {group.size})"
+            indices = np.unique(chosen)
+            # A bool mask would pass for the numbers 0 and 1.
+            whole = indices.size and indices.dtype.kind in "iu"
+            inside = whole and indices[0] >= 0 and indices[-1] < group.size
+            rule = f"must be at least one whole number, each in [0, {group.size})"
             require(inside, f"kept channels of '{name}'", rule, kept=chosen)
             stays[np.delete(self.labels[numbers[name]], indices)] = False
         return stays[channel_of]

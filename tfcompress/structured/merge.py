@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.clustering import METHODS
-from tfcompress.errors import require
 from tfcompress.structured import evaluation
 from tfcompress.structured.groups import ChannelGroups, Group, channel_groups
 from tfcompress.structured.prune import require_free
@@ -36,7 +35,8 @@ def merge_channels(
     cluster the channel nearest to its centre stays; the weights that read the others are added to
     the ones that read it, each times the factor that makes the one most like the other. Where two
     channels are equal, or one a multiple of the other, the function stays the same. A group with no
-    more channels than clusters stays whole, and so does one that a layer reads as more than a sum.
+    more channels than clusters stays whole, and so does one that a layer reads as more than a sum,
+    or some of its channels more often than others.
 
     Args:
         data: x, (x, y), a `tf.data.Dataset` or `tfcompress.data.Data`; of up to `batches` batches
@@ -69,7 +69,7 @@ def merge_channels(
         if not group.inexact
         and group.size > clustering.clusters
         and limited[group.name].least < group.size
-        and any(member.role == "in" for member in group.members)
+        and _like_reads(group)
     ]
     features = _features(model, groups, data, batches, batch_size)
     kept, mixtures = {}, []
@@ -86,6 +86,16 @@ def merge_channels(
     return keep_channels(channel_groups(copy), kept, optimizer)
 
 
+def _like_reads(group: Group) -> bool:
+    """Returns whether there are readers, each of which reads all channels equally often."""
+    counts = [
+        np.bincount(member.channels, minlength=group.size)
+        for member in group.members
+        if member.role == "in"
+    ]
+    return bool(counts) and all((count == count[0]).all() for count in counts)
+
+
 def _pairs(model: keras.Model, copy: keras.Model):
     for old, new in zip(model.variables, copy.variables, strict=True):
         yield id(old), new
@@ -95,7 +105,6 @@ def _features(
     model: keras.Model, groups: ChannelGroups, data: Any, batches: int, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Returns by group what its channels hold where they are read: float32 (channels, values)."""
-    require(batches >= 1, "batches of merge_channels", "must be at least 1", batches=batches)
     parts: dict[str, list[np.ndarray]] = {}
     for _, seen in Sites(model, groups, _sampled).batches(
         evaluation.batches(data, batch_size, batches)

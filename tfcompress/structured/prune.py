@@ -1,6 +1,7 @@
 """Channel pruning in one shot: score, rank, and remove until a budget is met."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import keras
@@ -109,9 +110,9 @@ def _one_budget(budgets: Mapping[str, float | None]) -> tuple[str, float]:
             f"Received: {', '.join(f'{name}={share!r}' for name, share in given) or 'none'}"
         )
     ((name, share),) = given
-    inside = isinstance(share, int | float) and 0 < share < 1
+    inside = isinstance(share, Real) and 0 < share < 1
     require(inside, f"{name} of prune_channels", "must be a share in (0, 1)", **{name: share})
-    return name, share
+    return name, float(share)
 
 
 def require_free(groups: ChannelGroups) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def _limit(group: Group, made: Sequence[Mapping[str, Any]], round_to: int) -> Li
     least = 1
     for rule in made:
         share = rule.get("keep_at_least", 0.0)
-        inside = isinstance(share, int | float) and 0 <= share <= 1
+        inside = isinstance(share, Real) and 0 <= float(share) <= 1
         require(inside, "keep_at_least of a rule", "must be in [0, 1]", keep_at_least=share)
         _check_width("round_to of a rule", rule.get("round_to", 1))
         least = max(least, math.ceil(share * group.size - 1e-9))
@@ -76,7 +77,7 @@ def _limit(group: Group, made: Sequence[Mapping[str, Any]], round_to: int) -> Li
 
 
 def _check_width(owner: str, value: Any) -> None:
-    whole = isinstance(value, int) and value >= 1
+    whole = isinstance(value, Integral) and int(value) >= 1
     require(whole, owner, "must be a whole number of at least 1", round_to=value)
 
 

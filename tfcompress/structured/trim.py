@@ -1,6 +1,7 @@
 """Sparsity-induced trimming: channels that unstructured pruning has left almost empty go whole."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import keras
@@ -43,7 +44,7 @@ def trim(
     >>> trim(model, max_zeros=0.6).get_layer("hidden").units
     2
     """
-    inside = isinstance(max_zeros, int | float) and 0 <= max_zeros < 1
+    inside = isinstance(max_zeros, Real) and 0 <= max_zeros < 1
     require(inside, "max_zeros of trim", "must be in [0, 1)", max_zeros=max_zeros)
     groups = channel_groups(model)
     require_free(groups)

@@ -12,7 +12,7 @@ GATES = {layers.SimpleRNN: 1, layers.GRU: 3, layers.LSTM: 4}
 
 @knows(*GATES)
 def recurrent(trace: Trace, call: Call) -> Axes | list[Axes]:
-    layer, (x, *states) = call.operation, call.inputs
+    layer, (x, *states) = call.operation, unmasked(call)
     if not follows_units(layer):
         return trace.pin_all(call, f"{describe(call)} is stateful or has an activation of its own")
     trace.pin(x.labels[1], f"{describe(call)} steps along them")
@@ -21,6 +21,12 @@ def recurrent(trace: Trace, call: Call) -> Axes | list[Axes]:
         trace.tie(units, state.labels[-1], f"a state of {describe(call)} must stay")
     trace.edit(call, lambda config, size: {"units": size(units)}, units)
     return [Axes.on(shape, len(shape) - 1, units) for shape in call.outputs]
+
+
+def unmasked(call: Call) -> list[Axes]:
+    """Returns the tensors that enter, but for a mask: that one says which steps count."""
+    mask = call.kwargs.get("mask")
+    return [x for x in call.inputs if x is not mask]
 
 
 def follows_units(layer: keras.layers.Layer) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.structured.layers.recurrent import cell_units, follows_units
+from tfcompress.structured.layers.recurrent import cell_units, follows_units, unmasked
 from tfcompress.structured.trace import Axes, Call, Trace, describe, knows, pass_on
 
 layers = keras.layers
@@ -14,7 +14,7 @@ layers = keras.layers
 
 @knows(layers.TimeDistributed)
 def time_distributed(trace: Trace, call: Call) -> Axes | list[Axes]:
-    (x, *more), layer = call.inputs, call.operation.layer
+    (x, *more), layer = unmasked(call), call.operation.layer
     if more or isinstance(layer, keras.Model):
         return trace.pin_all(call, f"{describe(call)} holds a model or takes several tensors")
     trace.pin(x.labels[1], f"{describe(call)} steps along them")
@@ -45,7 +45,7 @@ def time_distributed(trace: Trace, call: Call) -> Axes | list[Axes]:
 def bidirectional(trace: Trace, call: Call) -> Axes | list[Axes]:
     wrapper, x = call.operation, call.inputs[0]
     both = wrapper.forward_layer, wrapper.backward_layer
-    alone = len(call.inputs) == len(call.outputs) == 1
+    alone = len(unmasked(call)) == len(call.outputs) == 1
     if not alone or not all(map(follows_units, both)):
         return trace.pin_all(call, f"{describe(call)} has states, or layers that are not known")
     trace.pin(x.labels[1], f"{describe(call)} steps along them")
