@@ -73,6 +73,14 @@ def test_mse_has_nearly_the_least_error_of_the_values_themselves(bits):
         assert error(high) < 0.6 * error(largest)
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_mse_clips_the_side_that_has_an_outlier(side):
+    values = side * np.append(np.random.default_rng(0).uniform(-1, 1, 100_000), 9.0)[None]
+    (low,), (high,) = Mse().bounds(Mse().observe(values), Codes(4, symmetric=False, narrow=False))
+    short, long = (-low, high) if side > 0 else (high, -low)
+    assert 0.85 < short < 1.1 and 0.9 < long < 1.5
+
+
 def test_mse_does_not_count_zeros():
     values = np.random.default_rng(0).laplace(size=(1, 3000))
     sparse = np.concatenate([values, np.zeros((1, 9000))], axis=1)

@@ -180,6 +180,18 @@ def test_kmeans_is_the_best_codebook_of_all(kernel, clusters, keep_zeros):
         assert (rounded[kernel == 0] == 0).all()
 
 
+def test_kmeans_counts_the_scales_of_channels():
+    for seed in range(10):
+        kernel = np.random.default_rng(seed).normal(size=(12, 3)) * [1.0, 2.0, 3.0]
+        made = fit(kernel, (1,), codes=Codes(4))
+        rounded = KMeans(clusters=3).round(kernel, made)
+        books = np.array(list(itertools.combinations(range(-7, 8), 3)))
+        points = books[:, :, None, None] * made.scale
+        errors = ((points - kernel) ** 2).min(axis=1).sum(axis=(1, 2))
+        found = ((rounded * made.scale - kernel) ** 2).sum()
+        np.testing.assert_allclose(found, errors.min(), rtol=1e-9)
+
+
 def test_kmeans_with_a_zero_point_per_channel():
     kernel = np.random.default_rng(0).exponential(size=(200, 2)) * [1, -1]
     kernel[::2] = 0
@@ -199,8 +211,10 @@ def test_kmeans_of_many_bits():
         rounded = KMeans(clusters=16).round(kernel, made)
         assert len(np.unique(rounded)) == 16
         errors.append(((made.dequantize(rounded) - kernel) ** 2).mean())
-    # Finer points leave room for the better centroids.
+    # Finer points leave room for the better centroids: each code is the mean of its weights.
     assert errors[1] <= errors[0] <= 1.01 * errors[1]
+    for code in np.unique(rounded):
+        assert abs(code - (kernel / made.scale)[rounded == code].mean()) <= 0.5
 
 
 @pytest.mark.parametrize(
