@@ -89,7 +89,7 @@ def test_a_model_quantized_by_other_means_keeps_its_weights():
         np.testing.assert_array_equal(new.value(), old.value())
 
 
-@examples(12)
+@examples(8)
 @given(models(most=5))
 def test_with_many_bits_nothing_changes_and_kernels_never_do(model):
     x = samples(model, count=4)

@@ -36,7 +36,7 @@ def spread_out(model, seed):
             variable.assign(value(variable) * (factors / factors.max()))
 
 
-@examples(25)
+@examples(15)
 @given(mostly_homogeneous(), st.integers(0, 2**16))
 def test_outputs_stay_and_ranges_meet(model, seed):
     spread_out(model, seed)
@@ -85,7 +85,7 @@ def test_both_ranges_of_a_channel_become_their_geometric_mean():
     read = largest(model.get_layer("second").kernel, -2)
     for name, axis in (("first", -1), ("second", -2)):
         found = largest(equalized.get_layer(name).kernel, axis)
-        np.testing.assert_allclose(found, np.sqrt(made * read), rtol=1e-5)
+        np.testing.assert_allclose(found, np.sqrt(made * read), rtol=2e-3)
     (group,) = equalized.equalization.groups
     assert (group.made_by, group.read_by, group.channels) == (("first",), ("second",), 5)
     assert equalized.equalization.skipped == {"second": "it is an output of the model"}
@@ -102,8 +102,8 @@ def test_unequal_channels_that_their_readers_make_up_for_become_equal():
     equalized = equalize(model)
     assert_equal(model, equalized)
     (group,) = equalized.equalization.groups
-    assert group.precision == pytest.approx((2**-2.5, 1.0))
-    assert group.factors == pytest.approx((1.0, 32.0))
+    assert group.precision == pytest.approx((2**-2.5, 1.0), rel=2e-3)
+    assert group.factors == pytest.approx((1.0, 32.0), rel=2e-3)
 
 
 def test_a_depthwise_convolution_scales_on_both_sides():
@@ -184,6 +184,26 @@ def test_batch_norm_is_folded_first_and_its_statistics_scale_along():
     np.testing.assert_allclose(deviation * factor, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["relu6", "ReLU(6)", "in the layer"])
+def test_clipped_relus_become_plain_ones_on_demand(name):
+    def build(x):
+        x = layers.Conv2D(5, 3, activation="relu6" if name == "in the layer" else None)(x)
+        x = x if name == "in the layer" else REFUSED[name][0]()(x)
+        return layers.Conv2D(4, 3)(x)
+
+    model = graph(build)
+    equalized = equalize(model, unclip=True)
+    assert len(equalized.equalization.groups) == len(equalized.equalization.unclipped) == 1
+    (x,) = samples(model)
+    small = [x / 100]  # no activation passes 6
+    assert distance(outputs(equalized, small), outputs(model, small)) < 1e-5
+    large = [x * 1e4]
+    assert distance(outputs(equalized, large), outputs(model, large)) > 1
+    saved = keras.Model.from_config(equalized.get_config())
+    saved.set_weights(equalized.get_weights())
+    assert distance(outputs(saved, large), outputs(equalized, large)) == 0
+
+
 def test_the_model_keeps_its_kind():
     inner = keras.Sequential(
         [keras.Input((6,)), layers.Dense(5, activation="relu", name="a"), layers.Dense(4)],
@@ -220,6 +240,7 @@ def test_dead_channels_stay_and_no_factor_passes_its_limit():
         ({"largest_factor": 0.5}, "largest_factor of equalize must be a number of at least 1"),
         ({"largest_factor": float("nan")}, "largest_factor of equalize must be"),
         ({"sweeps": 0}, "sweeps of equalize must be"),
+        ({"unclip": "relu6"}, "unclip of equalize must be True or False"),
     ],
 )
 def test_bad_input_is_one_line(options, message):

@@ -18,6 +18,9 @@ from tfcompress.structured.scaling import Part, Scaling, scaling
 from tfcompress.structured.trace import PINNED
 
 CONVERGED = 1e-3  # of a factor: far below what moves a range by one step of any grid
+# What all channels of a group share spreads slowly through a chain of layers; so much further than
+# to the balance, as in successive over-relaxation, halves the sweeps that a deep network takes.
+OVERRELAXATION = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +44,15 @@ class EqualizedGroup:
 class Equalization:
     """What `equalize` did: the groups, why layers' outputs were skipped, and whether it converged.
 
-    `skipped` has a reason for each layer of whose output channels some could not be rescaled.
-    `str()` is a table.
+    `skipped` has a reason for each layer of whose output channels some could not be rescaled,
+    `unclipped` the layers whose clipped ReLU became a plain one. `str()` is a table.
     """
 
     groups: tuple[EqualizedGroup, ...]
     skipped: dict[str, str]
     sweeps: int
     converged: bool
+    unclipped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as numbers, strings, lists and dicts, fit for JSON."""
@@ -64,10 +68,13 @@ class Equalization:
             numbers = f"{group.channels:8}  {before:.2f} -> {after:.2f}  {low:8.3g} ..{high:8.3g}"
             rows.append(f"{numbers}  {', '.join(group.made_by)} -> {', '.join(group.read_by)}")
         rows += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
+        rows += [f"unclipped: {name}" for name in self.unclipped]
         return "\n".join(rows)
 
 
-def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 100) -> keras.Model:
+def equalize(
+    model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 100, unclip: bool = False
+) -> keras.Model:
     """Returns a model that computes the same with weights whose channels have like ranges.
 
     `model` stays as it is. The new model is of the same kind, plain Keras, not compiled; a
@@ -86,8 +93,8 @@ def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 1
 
     Homogeneous are ReLU, LeakyReLU and PReLU, pooling, zero padding, cropping, upsampling,
     reshapes, concatenation, sums, differences and maxima of tensors, and gates (x times what does
-    not scale); not sigmoid, tanh, softmax, swish, GELU, relu6 (replace it by relu if the accuracy
-    allows), or a BatchNorm that cannot be folded. Depthwise convolutions read and make channels.
+    not scale); not sigmoid, tanh, softmax, swish, GELU, relu6 (but see `unclip`), or a BatchNorm
+    that cannot be folded. Depthwise convolutions read and make channels.
 
     It is the per-tensor quantization of weights that gains; and a channel's activations grow as its
     weights do, which costs activations quantized per tensor: `largest_factor` bounds it.
@@ -96,6 +103,9 @@ def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 1
         largest_factor: at least 1; no channel is multiplied or divided by more. Channels with a
             range of zero stay as they are.
         sweeps: at most so many turns.
+        unclip: whether relu6 and other clipped ReLUs become plain ones first, as the paper does
+            with MobileNetV2. Then the model is flat, and no longer computes the same where an
+            activation passes the clip: measure what it costs.
 
     Raises:
         InputError: values out of range, weights that are not finite, a model that is not built or
@@ -118,7 +128,10 @@ def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 1
     require(number and largest_factor >= 1, owner, rule, largest_factor=largest_factor)
     require(isinstance(sweeps, int) and sweeps >= 1, "sweeps of equalize", rule, sweeps=sweeps)
     require(isinstance(model, keras.Model), "A model", "must be a Keras 3 model", model=model)
+    require(isinstance(unclip, bool), "unclip of equalize", "must be True or False", unclip=unclip)
     source = followed(fold_batch_norm(model) if can_fold(model) else model)
+    known = getattr(source, "pre_activations", None)
+    source, unclipped = _unclipped(graph.functional(source)) if unclip else (source, ())
     new = keep_channels(channel_groups(source), {})
     flat, origins = graph.flatten(new)
     found = scaling(flat)
@@ -130,9 +143,9 @@ def equalize(model: keras.Model, largest_factor: float = 1000.0, sweeps: int = 1
     names = {id(flat.get_layer(name)): paths[id(layer)] for name, layer in origins.items()}
     groups = tuple(balance.report(group, names) for group in balance.groups)
     skipped = _skipped(found, balance, names)
-    new.equalization = Equalization(groups, skipped, used, change <= CONVERGED)
+    new.equalization = Equalization(groups, skipped, used, change <= CONVERGED, unclipped)
     balance.write(origins)
-    if known := getattr(source, "pre_activations", None):
+    if known:
         new.pre_activations = types.MappingProxyType(balance.divided(known))
     return new
 
@@ -141,6 +154,25 @@ def followed(model: keras.Model) -> keras.Model:
     """Returns the model itself, or flat if it or a model in it is subclassed."""
     parts = [part for part in model._flatten_layers() if isinstance(part, keras.Model)]
     return model if all(map(graph.is_graph, parts)) else graph.functional(model)
+
+
+def _unclipped(flat: keras.Model) -> tuple[keras.Model, tuple[str, ...]]:
+    """Returns the flat model with plain ReLUs for clipped ones, and the names of these layers."""
+    changed: dict[str, None] = {}
+
+    def call(node, copy, *args, **kwargs):
+        operation = node.operation
+        if type(operation).__name__ == "Relu6":
+            changed[operation.name] = None
+            return keras.ops.relu(*args)
+        if type(operation) is keras.layers.ReLU and operation.max_value is not None:
+            changed[operation.name] = copy.max_value = None
+        elif getattr(operation, "activation", None) is keras.activations.relu6:
+            changed[operation.name] = None
+            copy.activation = keras.activations.relu
+        return copy(*args, **kwargs)
+
+    return graph.rebuild(flat, call), tuple(changed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,9 +241,13 @@ class _Balance:
                 np.mean([np.log(self._ranges(part)[group.channels]) for part in parts], axis=0)
                 for parts in (group.makers, group.readers)
             )
-            step = np.nan_to_num((made - read) / 2, nan=0.0, posinf=0.0, neginf=0.0)
+            step = (made - read) / 2
+        alive = np.isfinite(step)
         if group.loops:
-            step = step / 2  # both ends move at once: whole steps could swing for ever
+            step /= 2  # both ends move at once: whole steps could swing for ever
+        elif alive.any():
+            step += OVERRELAXATION * step[alive].mean()
+        step = np.where(alive, step, 0.0)
         before = self._factors[group.channels]
         after = np.clip(before + step, -self._limit, self._limit)
         self._factors[group.channels] = after
