@@ -151,17 +151,20 @@ class Choice:
             np.swapaxes(array, -1, -2).reshape(len(group), -1).copy()
             for array in (slope, self.step, up, 1e-9 * self.unit)
         )
-        power = _diagonal(gram)
-        active = np.arange(len(group))
-        while active.size:
-            change = np.where(chosen[active], -step[active], step[active])
-            gain = change * (2 * slope[active] + change * power[group[active]])
+        change, own = np.where(chosen, -step, step), step**2 * _diagonal(gram)[group]
+        row = np.arange(len(group))
+        while row.size:
+            gain = 2 * change * slope + own
             weight = gain.argmin(axis=1)
-            rows = np.arange(len(active))
-            helps = gain[rows, weight] < -least[active, 0]
-            active, weight, rows = active[helps], weight[helps], rows[helps]
-            chosen[active, weight] ^= True
-            slope[active] += gram[group[active], weight] * change[rows, weight][:, None]
+            helps = np.flatnonzero(gain[np.arange(len(row)), weight] < -least[:, 0])
+            if len(helps) < 0.7 * len(row):  # the others are done
+                slope, change, own, least = (a[helps] for a in (slope, change, own, least))
+                row, group, weight = (a[helps] for a in (row, group, weight))
+                helps = np.arange(len(row))
+            turned = weight[helps]
+            slope[helps] += gram[group[helps], turned] * change[helps, turned][:, None]
+            change[helps, turned] *= -1
+            chosen[row[helps], turned] ^= True
         return np.swapaxes(chosen.reshape(*up.shape[:-2], outputs, size), -1, -2)
 
 
