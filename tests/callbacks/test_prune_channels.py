@@ -89,10 +89,27 @@ def test_rules_and_recurrent_layers(data):
         rules=[{"layers": "second", "skip": "feeds the head"}],
     )
     model.fit(x, np.arange(32) % 4, verbose=0, callbacks=[callback])
+    assert callback.skipped == {"second/cell/recurrent_kernel": "a rule keeps all its channels"} | {
+        "head/kernel": "a rule keeps all its channels"
+    }
     small = tfc.remove_dead_channels(model)
     assert [small.get_layer(name).units for name in ("first", "second")] == [4, 8]
     before, after = (m.predict(x, verbose=0) for m in (model, small))
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_rule_spares_is_not_counted_and_needs_no_score(data):
+    model = residual_network()
+    callback = tfc.PruneOnSchedule(
+        {"one_shot": {"end": 0.5}},
+        pattern="channel",
+        score="bn_scale",
+        rules=[{"layers": "inside", "skip": "no BatchNorm follows"}],
+    )
+    history = model.fit(*data, verbose=0, callbacks=[callback])
+    assert history.history["channel_sparsity"] == [0.5]
+    small = tfc.remove_dead_channels(model)
+    assert [small.get_layer(name).filters for name in ("stem", "inside")] == [4, 12]
 
 
 def test_bad_input(data):
@@ -104,3 +121,16 @@ def test_bad_input(data):
         )
     with pytest.raises(tfc.InputError, match="Unknown channel score 'geometric_mean'"):
         tfc.PruneOnSchedule({"one_shot": {"end": 0.5}}, "geometric_mean", "channel")
+    with pytest.raises(tfc.InputError, match=r"Unknown pattern 'channels'. Did you mean 'channel'"):
+        tfc.PruneOnSchedule({"one_shot": {"end": 0.5}}, pattern="channels")
+    spared = [{"layers": ".*", "skip": "all of them"}]
+    with pytest.raises(
+        tfc.InputError, match="at least one group of channels that .* no rule spares"
+    ):
+        residual_network().fit(
+            *data,
+            verbose=0,
+            callbacks=[
+                tfc.PruneOnSchedule({"one_shot": {"end": 0.5}}, pattern="channel", rules=spared)
+            ],
+        )

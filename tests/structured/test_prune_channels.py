@@ -112,6 +112,9 @@ def test_models_that_cannot_be_pruned():
     pinned = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="head")])
     with pytest.raises(tfc.InputError, match="must have channels that can go. Pinned are head"):
         tfc.prune_channels(pinned, keep_macs=0.5)
+    aware = tfc.quantize_aware(keras.Sequential([keras.Input((4,)), layers.Dense(3)]))
+    with pytest.raises(tfc.InputError, match="quantize_aware comes afterwards"):
+        tfc.prune_channels(aware, keep_macs=0.5)
     broken = network()
     broken.get_layer("inside").kernel.assign(np.full((3, 3, 16, 24), np.nan))
     with pytest.raises(tfc.InputError, match="Weights of 'inside' must be finite"):

@@ -46,15 +46,23 @@ class ChannelMasks:
             data=data,
         )
         self._limits = limits(self._groups, rules)
+        spared = [g for g in self._groups if self._limits[g.name].least == g.size]
         # What nobody reads through weights (the width of attention's keys) cannot be silenced.
-        self._targeted = [g for g in self._groups if any(m.role == "in" for m in g.members)]
+        self._targeted = [
+            g for g in self._groups if g not in spared and any(m.role == "in" for m in g.members)
+        ]
+        rule = "needs at least one group of channels that weights read and no rule spares"
+        require(self._targeted, "PruneOnSchedule", rule)
         self._kernels = {id(kernel.variable): kernel for kernel in kernels(model)}
         touched = {id(m.variable) for g in self._targeted for m in g.members}
+        ruled = {id(m.variable) for g in spared for m in g.members}
         self.targets: list[Kernel] = [
             kernel for key, kernel in self._kernels.items() if key in touched
         ]
         self.skipped = {
-            kernel.path: self._groups.pinned.get(kernel.layer_path, "no channel of it is free")
+            kernel.path: "a rule keeps all its channels"
+            if key in ruled
+            else self._groups.pinned.get(kernel.layer_path, "no channel of it is free")
             for key, kernel in self._kernels.items()
             if key not in touched
         }

@@ -36,7 +36,7 @@ class PruneOnSchedule(KernelCallback):
 
     Each epoch's `logs` receive `sparsity` (share of zeros over all pruned kernels, in [0, 1)),
     `prune_seconds` (time spent in finding masks) and, with pattern `channel`, `channel_sparsity`
-    (share of the channels that are silent).
+    (share of the channels that the schedule counts that are silent).
 
     Args:
         schedule: sparsity over steps, counted from where this callback met the model; see
@@ -45,8 +45,9 @@ class PruneOnSchedule(KernelCallback):
         score: which weights go first; see `tfcompress.pruning.SCORES`.
         pattern: `unstructured`, `block` or `n_of_m`; see `tfcompress.pruning.PATTERNS`. Or
             `channel`: whole channels become silent, group by group (`tfc.channel_groups`); the
-            schedule then counts channels, `score` is one of `tfcompress.structured.SCORES`, and
-            `tfc.remove_dead_channels(model)` takes them out after training.
+            schedule then counts channels, those aside of which a rule keeps all, `score` is one of
+            `tfcompress.structured.SCORES`, and `tfc.remove_dead_channels(model)` takes them out
+            after training.
         scope: `layer` prunes each kernel to the scheduled sparsity; `global` prunes all kernels
             together to it, so that each keeps what matters most over the whole model.
         rules: what differs for some kernels, e.g. `{"layers": "head/.*", "end": 0.5}` or
@@ -84,6 +85,9 @@ class PruneOnSchedule(KernelCallback):
     ):
         super().__init__()
         self.schedule = schedules.SCHEDULES.create(schedule)
+        known = [*pruning.PATTERNS.names(), CHANNEL]
+        if isinstance(pattern, str) and pattern not in known:
+            raise unknown("pattern", pattern, known)
         by_channel = pattern == CHANNEL
         self.score = (CHANNEL_SCORES if by_channel else pruning.SCORES).create(score)
         self.pattern = CHANNEL if by_channel else pruning.PATTERNS.create(pattern)

@@ -120,7 +120,11 @@ def require_free(groups: ChannelGroups) -> None:
     if not len(groups):
         pinned = "; ".join(f"{path}: {reason}" for path, reason in list(groups.pinned.items())[:3])
         raise InputError(
-            f"Model '{groups.model.name}' must have channels that can go. Pinned are {pinned}"
+            f"Model '{groups.model.name}' must have channels that can go. Pinned are "
+            + (
+                pinned
+                or "all: no layer is known to make channels (quantize_aware comes afterwards)"
+            )
         )
 
 
