@@ -182,6 +182,18 @@ def test_by_statistics_the_mean_is_the_integral(name):
     np.testing.assert_allclose(errors[dense.name].shift, expected, atol=0.01)
 
 
+def test_statistics_of_maps_of_open_size_are_not_known():
+    norm = [layers.Conv2D(5, 3, name="stem"), layers.BatchNormalization(), layers.ReLU()]
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((None, None, 3)), *norm, *head])
+    with pytest.raises(InputError, match="head: .* 'stem' leaves sizes of its outputs open"):
+        correct_bias(model, method="analytic")
+    assert correct_bias(model, np.zeros((2, 8, 8, 3))).bias_correction.shifts.keys() == {
+        "stem",
+        "head",
+    }
+
+
 def test_rules_and_layers_without_a_single_bias_are_reported():
     model = graph(
         lambda x: layers.Dense(2, name="head")(

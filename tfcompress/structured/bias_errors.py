@@ -65,6 +65,8 @@ class Layers:
             return "its weights stay float"
         if has_bias(operation):
             return ""
+        if not plain_weights(operation):
+            return "it has quantized weights or LoRA factors"
         return f"{type(operation).__name__} has no single bias that is added to its outputs"
 
     def run(self, operation: Any, args: Any, kwargs: Any, values: Mapping[int, Any] | None) -> Any:
@@ -177,8 +179,8 @@ def _corrected(layer: Any, batches: list[Any], errors: dict[str, MeanError]) -> 
     axis = bias_axis(layer, rank)
     if layer.name not in errors:
         rows = [exact.shape[0] for exact, _ in batches]
-        means = [[_means(x, axis) for x in (exact, moved, exact**2)] for exact, moved in batches]
-        exact, moved, squares = np.average(means, axis=0, weights=rows)
+        means = [[*_means(exact, axis), _means(moved, axis)[0]] for exact, moved in batches]
+        exact, squares, moved = np.average(means, axis=0, weights=rows)
         errors[layer.name] = MeanError(exact - moved, float(np.sqrt(squares.mean())))
     shape = np.ones(rank, int)
     shape[axis] = -1
@@ -186,6 +188,8 @@ def _corrected(layer: Any, batches: list[Any], errors: dict[str, MeanError]) -> 
     return [(exact, moved + shift) for exact, moved in batches]
 
 
-def _means(x: Any, axis: int) -> np.ndarray:
+def _means(x: Any, axis: int) -> list[np.ndarray]:
+    """Returns the means of the values and of their squares along an axis."""
     others = [i for i in range(len(x.shape)) if i != axis]
-    return tf.reduce_mean(tf.cast(x, tf.float32), others).numpy().astype(np.float64)
+    x = tf.cast(x, tf.float32)
+    return [np.asarray(tf.reduce_mean(y, others), np.float64) for y in (x, tf.square(x))]

@@ -165,9 +165,14 @@ def _unclipped(flat: keras.Model) -> tuple[keras.Model, tuple[str, ...]]:
         if type(operation).__name__ == "Relu6":
             changed[operation.name] = None
             return keras.ops.relu(*args)
+        function: Any = getattr(operation, "activation", None)
         if type(operation) is keras.layers.ReLU and operation.max_value is not None:
             changed[operation.name] = copy.max_value = None
-        elif getattr(operation, "activation", None) is keras.activations.relu6:
+        elif function is keras.activations.relu6 or (
+            type(function) is keras.layers.ReLU
+            and function.max_value is not None
+            and not (function.negative_slope or function.threshold)
+        ):
             changed[operation.name] = None
             copy.activation = keras.activations.relu
         return copy(*args, **kwargs)
