@@ -129,3 +129,10 @@ def test_what_does_not_fit_the_model_is_refused_before_training(stage, message, 
     with pytest.raises(InputError, match=message):
         run_recipe(RECIPE | {"stages": [stage]}, tmp_path / "out", say=quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_score_that_the_model_cannot_have_is_refused_before_training(tmp_path):
+    stages = [{"fold_batch_norm": {}}, {"prune_channels": {"keep_macs": 0.5, "score": "bn_scale"}}]
+    with pytest.raises(InputError, match="Stage 1 .*must have a BatchNormalization"):
+        run_recipe(RECIPE | {"stages": stages}, tmp_path / "out", say=quiet)
+    assert not (tmp_path / "out").exists()

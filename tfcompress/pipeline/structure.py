@@ -67,7 +67,11 @@ def _prune_channels(
     if data is None:
         # What a check wants to know is whether the rules match and the budget can be reached.
         settings |= stage.budget if "keep_macs" in stage.budget else {"keep_parameters": 0.999}
-        return structured.prune_channels(model, score="random", **settings)
+        # Scores of weights are tried out, too: not every model has what they look at.
+        known = structured.SCORES.create(stage.score).needs == "weights"
+        return structured.prune_channels(
+            model, score=stage.score if known else "random", **settings
+        )
     samples = None if stage.scheme == "float32" else data.samples(CALIBRATION_SAMPLES, seed)
     settings |= stage.budget
     return structured.prune_channels(
