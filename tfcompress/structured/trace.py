@@ -131,6 +131,10 @@ class Trace:
         for tensor in call.inputs:
             for labels in tensor.labels:
                 self.pin(labels, reason)
+        # Weights that it shares with a layer that is known stay whole in both.
+        for variable in getattr(call.operation, "variables", ()):
+            for axis in range(len(variable.shape)):
+                self.use(call, variable, axis, "each", None)
         return [Axes.fixed(shape) for shape in call.outputs]
 
     def remark(self, labels: Labels, reason: str) -> None:
