@@ -161,19 +161,20 @@ def _within_bytes(
         file = convert(keep_channels(groups, kept), scheme, samples)
         return weights(groups.stays(kept)), len(file)
 
-    largest, smallest = measure({}), measure(selection.kept(len(selection)))
+    largest = above = measure({})
+    fits, best, least = (0, 0), len(selection), 0
     most = share * largest[1]
-    if smallest[1] > most:
-        raise out_of_reach(groups, "keep_bytes", share, smallest[1] / largest[1])
-    fits, best, above = smallest, len(selection), largest
     for _ in range(_MOST_FILES):
         slope = (above[0] - fits[0]) / max(above[1] - fits[1], 1)
         removed = selection.within(weights, fits[0] + slope * (most - fits[1]))
-        if removed is None or removed >= best:
+        removed = max(least, best if removed is None else removed)
+        if removed >= best and fits != (0, 0):
             break
         found = measure(selection.kept(removed))
-        if found[1] > most:
-            above = found
-        else:
+        if found[1] <= most:
             fits, best = found, removed
+        elif removed == len(selection):
+            raise out_of_reach(groups, "keep_bytes", share, found[1] / largest[1])
+        else:
+            above, least = found, removed + 1
     return selection.kept(best)
