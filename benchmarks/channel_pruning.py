@@ -339,8 +339,9 @@ def report(folder, baseline):
     )
     for row in sorted(rows, key=lambda row: (row["stage"], row["score"], -row["macs"])):
         title = f"{row['stage']} {row['score']}" + (" distilled" if row["distill"] else "")
+        epochs, fewer = row["epochs"] * row["cycles"], first["macs"] / row["macs"]
         print(
-            f"{title:<30}{row['epochs'] * row['cycles']:>7}{row['macs']:>12,}{first['macs'] / row['macs']:>7.2f}x"
+            f"{title:<30}{epochs:>7}{row['macs']:>12,}{fewer:>7.2f}x"
             f"{row['parameters']:>9,}{row['pruned']:>8.2f}%{row['validation']:>11.2f}%"
             f"{row['test']:>8.2f}%{first['test'] - row['test']:>+7.2f}"
         )
