@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import require
-from tfcompress.structured import channel_groups
+from tfcompress.structured import channel_groups, slices
 from tfcompress.structured.evidence import collect
 from tfcompress.structured.groups import Group
 from tfcompress.structured.prune import require_free
@@ -96,14 +96,8 @@ class ChannelMasks:
 
     def _silent(self, group: Group) -> np.ndarray:
         """Returns which channels no kernel reads: bool (group.size,)."""
-        heard = np.zeros(group.size, bool)
-        for member in group.members:
-            if member.role == "in":
-                value = self._kernels[id(member.variable)].value()
-                value = np.moveaxis(value, member.axis, 0)[member.indices]
-                nonzero = value.reshape(len(value), -1).any(axis=1)
-                heard |= np.bincount(member.channels, nonzero, minlength=group.size) > 0
-        return ~heard
+        readers = [member for member in group.members if member.role == "in"]
+        return ~np.any([slices.not_zero(member, group.size) for member in readers], axis=0)
 
 
 def _first(ranking: Ranking, silent: Mapping[str, np.ndarray]) -> Ranking:

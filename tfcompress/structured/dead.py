@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from tfcompress.errors import require
-from tfcompress.structured import contractions
+from tfcompress.structured import contractions, slices
 from tfcompress.structured.bounds import Bounds, flow
-from tfcompress.structured.groups import ChannelGroups, Member, channel_groups
+from tfcompress.structured.groups import ChannelGroups, channel_groups
 from tfcompress.structured.layers.convolution import channel_axis
 from tfcompress.structured.removal import keep_channels
 from tfcompress.structured.trace import PINNED
@@ -202,16 +202,9 @@ def _candidates(groups: ChannelGroups, readings: list[_Reading]) -> np.ndarray:
     for group, own in zip(groups, groups.labels, strict=True):
         readers = [m for m in group.members if m.role == "in"]
         if readers and not group.inexact:
-            heard = [_heard(m, group.size) for m in readers if id(m.variable) not in known]
+            heard = [slices.not_zero(m, group.size) for m in readers if id(m.variable) not in known]
             judged[own] = ~np.any(heard, axis=0)
     return judged
-
-
-def _heard(member: Member, size: int) -> np.ndarray:
-    """Returns for each channel of the group whether any of the weights that read it is not zero."""
-    value = np.moveaxis(keras.ops.convert_to_numpy(member.variable), member.axis, 0)
-    nonzero = np.any(value.reshape(len(value), -1) != 0, axis=1)
-    return np.bincount(member.channels, nonzero[member.indices], minlength=size) > 0
 
 
 def _loud(
@@ -226,7 +219,6 @@ def _loud(
         with np.errstate(invalid="ignore", over="ignore"):  # no width, an infinite reach: no effect
             varies, shifts = reach * r.half_width > 1, reach * np.abs(r.middle) > 1
         stuck = shifts & ~varies
-        reason = ""
         if r.sums is not None:
             # A layer that is called twice has one bias: both calls must see the same constants.
             before = constants.setdefault(id(r.layer), r.middle)

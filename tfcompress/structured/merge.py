@@ -81,8 +81,9 @@ def merge_channels(
         mixtures.append((group, mixture))
     # The weights are added up in a copy; cutting out the rest is removal as usual.
     copy = keep_channels(groups, {}, optimizer)
+    copied = {id(a): b for a, b in zip(model.variables, copy.variables, strict=True)}
     for group, mixture in mixtures:
-        _add_up(group, mixture, dict(_pairs(model, copy)))
+        _add_up(group, mixture, copied)
     return keep_channels(channel_groups(copy), kept, optimizer)
 
 
@@ -94,11 +95,6 @@ def _like_reads(group: Group) -> bool:
         if member.role == "in"
     ]
     return bool(counts) and all((count == count[0]).all() for count in counts)
-
-
-def _pairs(model: keras.Model, copy: keras.Model):
-    for old, new in zip(model.variables, copy.variables, strict=True):
-        yield id(old), new
 
 
 def _features(

@@ -53,6 +53,12 @@ def per_channel(member: Any, size: int, indexed: np.ndarray) -> np.ndarray:
     return np.bincount(member.channels, indexed[member.indices], minlength=size)
 
 
+def not_zero(member: Any, size: int) -> np.ndarray:
+    """Returns for each channel whether any weight of its slices is not zero: bool (size,)."""
+    array = keras.ops.convert_to_numpy(member.variable.value)
+    return per_channel(member, size, per_index(member, array != 0)) > 0
+
+
 def side_by_side(member: Any, size: int) -> np.ndarray:
     """Returns each channel's slice as one row: float32 (size, entries of a slice).
 

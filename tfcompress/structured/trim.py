@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import require
+from tfcompress.structured import slices
 from tfcompress.structured.groups import Group, channel_groups
 from tfcompress.structured.prune import require_free
 from tfcompress.structured.removal import keep_channels
@@ -67,9 +68,7 @@ def zero_shares(group: Group, held: set[int]) -> np.ndarray:
     weights = np.zeros(group.size)
     for member in group.members:
         if id(member.variable) in held:
-            value = keras.ops.convert_to_numpy(member.variable)
-            rows = np.moveaxis(value, member.axis, 0).reshape(value.shape[member.axis], -1)
-            empty = (rows == 0).sum(axis=1)[member.indices]
-            zeros += np.bincount(member.channels, empty, minlength=group.size)
-            weights += rows.shape[1] * np.bincount(member.channels, minlength=group.size)
+            value = keras.ops.convert_to_numpy(member.variable.value)
+            for total, counted in ((zeros, value == 0), (weights, np.ones_like(value))):
+                total += slices.per_channel(member, group.size, slices.per_index(member, counted))
     return zeros / np.maximum(weights, 1)
