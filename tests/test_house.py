@@ -16,7 +16,7 @@ FLOORS = [
     {"structured"},
     {"callbacks", "wrappers", "legacy"},
     {"recipe", "pipeline", "report"},
-    {"commands", "compress", "export", "latency"},
+    {"analyze", "commands", "compress", "export", "latency"},
 ]
 # Floors 0, 1, 6 and 7 are built of single files that may use one another.
 OPEN_FLOORS = {0, 1, 6, 7}

@@ -23,6 +23,7 @@ from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
 from tfcompress.errors import InputError
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
+from tfcompress.report import quantization_report
 from tfcompress.structured import (
     channel_groups,
     correct_bias,
@@ -85,6 +86,7 @@ __all__ = [
     "prune_activations",
     "prune_channels",
     "pruning",
+    "quantization_report",
     "quantize_aware",
     "remove_dead_channels",
     "run_recipe",

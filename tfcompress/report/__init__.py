@@ -2,6 +2,16 @@
 
 from tfcompress.report.manifest import manifest, sha256
 from tfcompress.report.page import render, write_html
+from tfcompress.report.quantization import LayerError, QuantizationReport, quantization_report
 from tfcompress.report.tables import print_table
 
-__all__ = ["manifest", "print_table", "render", "sha256", "write_html"]
+__all__ = [
+    "LayerError",
+    "QuantizationReport",
+    "manifest",
+    "print_table",
+    "quantization_report",
+    "render",
+    "sha256",
+    "write_html",
+]

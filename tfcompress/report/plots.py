@@ -20,7 +20,7 @@ def weights(path: str, before: np.ndarray | None, after: np.ndarray | None) -> b
     Weights that share few values become one line per value, as high as the weights that have it;
     zeros are left out of the drawing and told in the title.
     """
-    figure, axes = _figure(4.2, 2.5)
+    figure, axes = new_figure(4.2, 2.5)
     old, new = _drawable(before), _drawable(after)
     bins = _bins(np.concatenate([old, new]))
     if old.size:
@@ -46,7 +46,7 @@ def training(stages: Sequence[Mapping[str, Any]]) -> bytes | None:
     if not trained:
         return None
     by_steps = all(_epochs(stage) == len(_series(stage, "step")) for stage in trained)
-    figure, axes = _figure(9, 3.2)
+    figure, axes = new_figure(9, 3.2)
     right = axes.twinx()
     right.spines["top"].set_visible(False)
     start = 0.0
@@ -63,7 +63,7 @@ def training(stages: Sequence[Mapping[str, Any]]) -> bytes | None:
     axes.set_ylabel("accuracy")
     right.set_ylabel("sparsity", color=ACCENT)
     right.set_ylim(0, 1)
-    _legend(figure, axes, right)
+    legend(figure, axes, right)
     return _png(figure)
 
 
@@ -77,14 +77,14 @@ def kernel_bytes(measures: Mapping[str, Any] | None) -> bytes | None:
         return None
     bars = {"dense_bytes": MUTED, "deflated_bytes": AFTER, "entropy_bytes": ACCENT}
     labels = ("float32", "deflated", "entropy coded")
-    figure, axes = _figure(9, 0.9 + 0.45 * len(kernels))
+    figure, axes = new_figure(9, 0.9 + 0.45 * len(kernels))
     rows = np.arange(len(kernels))
     for offset, ((form, color), label) in enumerate(zip(bars.items(), labels, strict=True)):
         sizes = [_number(kernel.get("storage", {}).get(form)) for kernel in kernels]
         axes.barh(rows + 0.27 * (offset - 1), sizes, 0.27, color=color, label=label)
-    _name_rows(axes, [str(kernel.get("path", "")) for kernel in kernels])
+    name_rows(axes, [str(kernel.get("path", "")) for kernel in kernels])
     axes.set_xlabel("bytes of the kernel")
-    _legend(figure, axes)
+    legend(figure, axes)
     return _png(figure)
 
 
@@ -97,12 +97,12 @@ def file_bytes(audit: Mapping[str, Any] | None) -> bytes | None:
     if not tensors:
         return None
     tensors = sorted(tensors, key=lambda tensor: -tensor["bytes"])[:40]
-    figure, axes = _figure(9, 0.9 + 0.25 * len(tensors))
+    figure, axes = new_figure(9, 0.9 + 0.25 * len(tensors))
     axes.barh(np.arange(len(tensors)), [tensor["bytes"] for tensor in tensors], color=AFTER)
     shapes = [" x ".join(map(str, tensor.get("shape") or [])) for tensor in tensors]
     dtypes = [str(tensor.get("dtype", "")).lower() for tensor in tensors]
     names = [str(tensor.get("name") or "") for tensor in tensors]
-    _name_rows(axes, [" ".join(t) for t in zip(names, dtypes, shapes, strict=True)])
+    name_rows(axes, [" ".join(t) for t in zip(names, dtypes, shapes, strict=True)])
     axes.set_xlabel("bytes in the file")
     return _png(figure)
 
@@ -115,11 +115,11 @@ def operator_times(latency: Mapping[str, Any]) -> bytes | None:
     operators = latency.get("operators") or []
     if not any(operator.get("median_ms") is not None for operator in operators):
         return None
-    figure, axes = _figure(9, 0.9 + 0.25 * len(operators))
+    figure, axes = new_figure(9, 0.9 + 0.25 * len(operators))
     times = [_number(operator.get("median_ms")) for operator in operators]
     colors = [AFTER if operator.get("delegated") else ACCENT for operator in operators]
     axes.barh(np.arange(len(operators)), times, color=colors)
-    _name_rows(axes, [str(operator.get("name", "")) for operator in operators])
+    name_rows(axes, [str(operator.get("name", "")) for operator in operators])
     axes.set_xlabel("milliseconds, estimated (blue: run by XNNPACK, orange: not)")
     return _png(figure)
 
@@ -167,7 +167,7 @@ def _draw_series(axes: Axes, x: np.ndarray, stage: Mapping[str, Any], key: str, 
         axes.plot(x[-values.size :], values, marker=".", linewidth=1.2, **how)
 
 
-def _legend(figure: Figure, *all_axes: Axes) -> None:
+def legend(figure: Figure, *all_axes: Axes) -> None:
     """Names each series once, below the drawing, where it covers nothing."""
     found: dict[str, Any] = {}
     for axes in all_axes:
@@ -178,7 +178,7 @@ def _legend(figure: Figure, *all_axes: Axes) -> None:
         figure.legend(list(found.values()), list(found), frameon=False, fontsize=8, **how)
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
     shown = [_plain_text(name if len(name) <= 48 else f"…{name[-47:]}") for name in names]
     axes.set_yticks(np.arange(len(names)), shown, fontsize=7)
     axes.invert_yaxis()
@@ -193,7 +193,7 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,11 +12,14 @@ from tfcompress.tflite import flatbuffer as fb
 Arrays = np.ndarray | Sequence[np.ndarray]
 
 
-def start(flatbuffer: fb.Flatbuffer, threads: int = 1, xnnpack: bool = True) -> Interpreter:
+def start(
+    flatbuffer: fb.Flatbuffer, threads: int = 1, xnnpack: bool = True, preserve: bool = False
+) -> Interpreter:
     """Returns an interpreter of the file with its tensors allocated.
 
     With `xnnpack` it is LiteRT's default, which hands what it can to XNNPACK; without it every
-    operator runs on LiteRT's own kernels.
+    operator runs on LiteRT's own kernels. With `preserve` inner tensors can be read after a run,
+    which makes XNNPACK take each operator by itself: not a file's own speed.
     """
     require(threads >= 1, "threads of the interpreter", "must be at least 1", threads=threads)
     fb.parse(flatbuffer)  # the interpreter trusts what it is given
@@ -28,6 +31,7 @@ def start(flatbuffer: fb.Flatbuffer, threads: int = 1, xnnpack: bool = True) -> 
                 model_content=fb.read_bytes(flatbuffer),
                 num_threads=threads,
                 experimental_op_resolver_type=resolver,
+                experimental_preserve_all_tensors=preserve,
             )
             result.allocate_tensors()
     except (ValueError, RuntimeError) as error:
@@ -51,7 +55,7 @@ def run(flatbuffer: fb.Flatbuffer, x: Arrays, threads: int = 1, xnnpack: bool = 
     """
     engine = start(flatbuffer, threads, xnnpack)
     outputs = _invoke(engine, [quantize(a, d) for a, d in _pairs(engine, x)])
-    results = [_dequantize(a, d) for a, d in zip(outputs, engine.get_output_details(), strict=True)]
+    results = [dequantize(a, d) for a, d in zip(outputs, engine.get_output_details(), strict=True)]
     return results[0] if len(results) == 1 else results
 
 
@@ -132,7 +136,8 @@ def quantize(array: np.ndarray, detail: dict) -> np.ndarray:
     return np.clip(codes, limits.min, limits.max).astype(dtype)
 
 
-def _dequantize(array: np.ndarray, detail: dict) -> np.ndarray:
+def dequantize(array: np.ndarray, detail: dict) -> np.ndarray:
+    """Returns the real numbers of a tensor's codes; floats and indices as they are."""
     scale, zero_point = detail["quantization"]
     if not scale or np.issubdtype(array.dtype, np.floating):
         return array

@@ -23,14 +23,28 @@ def prefix(model: schema.ModelT, length: int) -> bytes:
     made = [int(i) for operator in head for i in operator.outputs if int(i) in running]
     wanted = {int(i) for operator in tail for i in operator.inputs} | set(map(int, graph.outputs))
     outputs = [i for i in made if i in wanted] or made[-1:]
-    head = _needed(head, outputs)
-    used = set(map(int, graph.inputs)) | {int(i) for o in head for i in (*o.inputs, *o.outputs)}
+    return _part(model, _needed(head, outputs), list(map(int, graph.inputs)), outputs)
 
+
+def single(model: schema.ModelT, numbers: list[int], inputs: list[int]) -> bytes:
+    """Returns a file of the main graph's operators `numbers` alone, with the last one's outputs.
+
+    `inputs`: the tensors that the file takes, in order; others that are read are constants.
+    """
+    operators = [model.subgraphs[0].operators[number] for number in numbers]
+    return _part(model, operators, inputs, list(map(int, operators[-1].outputs)))
+
+
+def _part(
+    model: schema.ModelT, operators: list[schema.OperatorT], inputs: list[int], outputs: list[int]
+) -> bytes:
+    graph = model.subgraphs[0]
+    used = set(inputs) | {int(i) for o in operators for i in (*o.inputs, *o.outputs)}
     part = copy.copy(model)
     part.signatureDefs = None  # they name the whole graph's outputs
     part.subgraphs = [copy.copy(graph), *model.subgraphs[1:]]
-    part.subgraphs[0].operators = head
-    part.subgraphs[0].outputs = outputs
+    part.subgraphs[0].operators = operators
+    part.subgraphs[0].inputs, part.subgraphs[0].outputs = inputs, outputs
     # Constants of later operators stay out; tensors keep their numbers.
     part.subgraphs[0].tensors = [
         tensor if number in used else _without_data(tensor)

@@ -7,3 +7,6 @@ from tfcompress.wrappers.prune_activations import prune_activations as prune_act
 from tfcompress.wrappers.quantize_aware import quantize_aware as quantize_aware
 from tfcompress.wrappers.quantize_aware import skipped as skipped
 from tfcompress.wrappers.quantized_layer import QuantizedLayer as QuantizedLayer
+from tfcompress.wrappers.unrounded import is_quantize_aware as is_quantize_aware
+from tfcompress.wrappers.unrounded import simulated as simulated
+from tfcompress.wrappers.unrounded import unrounded as unrounded

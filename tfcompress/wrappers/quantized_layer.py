@@ -83,7 +83,7 @@ class QuantizedLayer(keras.layers.Wrapper):
     def exported(self) -> keras.layers.Layer:
         """Returns the plain layer with its kernel on the grid: the converter finds the scales."""
         kernel, axes = self._kernel()
-        plain = _built_copy(self.layer)
+        plain = built_copy(self.layer)
         value = keras.ops.convert_to_numpy(kernel)
         getattr(plain, _place(plain)[0]).assign(snap(value, axes))
         if self.per_channel or not _place(plain)[1]:
@@ -118,7 +118,7 @@ class KeptFloat(keras.layers.Wrapper):
         return self.layer.compute_output_spec(inputs)
 
     def exported(self) -> keras.layers.Layer:
-        return _built_copy(self.layer)
+        return built_copy(self.layer)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"reason": self.reason}
@@ -166,7 +166,7 @@ def _place(layer: keras.layers.Layer) -> tuple[str, tuple[int, ...]]:
     return KERNELS[base]
 
 
-def _built_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+def built_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
     """Returns the layer as the converter gets it, with its weights."""
     copy = graph.copy_operation(layer, **graph.in_float32(layer))
     copy.build_from_config(layer.get_build_config())
