@@ -14,7 +14,7 @@ from tfcompress.data.samples import to_arrays
 from tfcompress.errors import InputError, require
 from tfcompress.report import layer_names, plots
 from tfcompress.tflite.compare import arrange
-from tfcompress.tflite.convert import input_specs
+from tfcompress.tflite.converter import input_specs
 from tfcompress.tflite.differences import Difference, Pair, StepDifference, Values, bounds
 from tfcompress.tflite.flatbuffer import Flatbuffer
 

@@ -2,9 +2,10 @@
 
 from tfcompress.tflite.audit import Audit, Weight, audit
 from tfcompress.tflite.compare import Comparison, compare
-from tfcompress.tflite.convert import SCHEMES, convert
+from tfcompress.tflite.convert import convert
 from tfcompress.tflite.interpreter import run, run_integers
 from tfcompress.tflite.latency import Latency, Operator, measure_latency
+from tfcompress.tflite.request import SCHEMES
 from tfcompress.tflite.slim import slim
 from tfcompress.tflite.sparse_inference import (
     SparseInference,

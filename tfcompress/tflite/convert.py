@@ -1,13 +1,7 @@
 """A Keras model -> a small `.tflite` file that was run and compared before it is handed out."""
 
-import contextlib
-import logging
-import os
-import re
-import tempfile
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,28 +10,37 @@ import tensorflow as tf
 
 from tfcompress import graph
 from tfcompress.data.samples import to_arrays
-from tfcompress.errors import InputError, unknown
+from tfcompress.errors import InputError
 from tfcompress.models import check_finite
-from tfcompress.silence import silent_stderr
+from tfcompress.tflite import converter, interpreter, markers, nchw, post_training
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite import interpreter, nchw
 from tfcompress.tflite.audit import Audit, audit
-from tfcompress.tflite.compare import arrange, compare
+from tfcompress.tflite.compare import compare
+from tfcompress.tflite.request import Request
 from tfcompress.tflite.slim import slim
 
-SCHEMES = ("float32", "float16", "dynamic", "int8", "int16x8", "sparse")
 # Relative error of the outputs above which a file computes something else: rounding explains
 # less. Random inputs, used where no samples are given, may lie far from what the model knows.
-_GROSS = {
-    "float32": 0.01, "float16": 0.1, "dynamic": 0.6, "int8": 0.6, "int16x8": 0.6, "sparse": 0.01
-}  # fmt: skip
+_GROSS = {"float32": 0.01, "float16": 0.1, "sparse": 0.01, "int4": 1.0, "mixed": 1.0}
+_GROSS_INTEGERS = 0.6
 _EXACT = ("float32", "sparse")
 _COMPARED = 64
 _LOOPS = {"While", "StatelessWhile"}
 
 
 def convert(
-    model: keras.Model, scheme: str = "int8", samples: Any = None, keep_names: bool = False
+    model: keras.Model,
+    scheme: str = "int8",
+    samples: Any = None,
+    keep_names: bool = False,
+    *,
+    rounding: Any = None,
+    ranges: Any = None,
+    weight_ranges: Any = None,
+    granularity: Any = None,
+    rules: Sequence[Mapping[str, Any]] = (),
+    activations: str | None = None,
+    target: str = "xnnpack",
 ) -> bytes:
     """Returns the model as the content of a `.tflite` file; the model stays as it is.
 
@@ -48,34 +51,79 @@ def convert(
         model: any built Keras 3 model (Sequential, functional, nested, subclassed; several inputs
             and outputs). Of a model made by `quantize_aware` the learned ranges are used.
         scheme: float32; float16 (weights); dynamic (int8 weights, float activations); int8 (full
-            integer: int8 in, int8 out); int16x8 (int16 activations, int8 weights); sparse (float32,
-            kernels that are mostly zeros stored without them: fewer bytes, and faster where
+            integer: int8 in, int8 out); int16x8 (int16 activations, int8 weights); int4 (full
+            integer: 4-bit weights where they cost no time, int8 for the rest, see `target`);
+            mixed (each layer as `rules` say, int8 without a rule); sparse (float32, kernels that
+            are mostly zeros stored without them: fewer bytes, and faster where
             `sparse_inference_report` says so).
-        samples: what int8 and int16x8 take the activations' ranges from, as the model sees it:
+        samples: what the integer schemes take the activations' ranges from, as the model sees it:
             an array (n, ...), a list of arrays for several inputs, or a `tf.data.Dataset`,
             batched or not, with or without labels; at most 1,000 samples are read. Not needed
             after `quantize_aware`. The comparison uses 64 of them, or random inputs.
         keep_names: leave the inner tensors' names in the file.
+        rounding: a name or method of `quantization.ROUNDINGS`, which chooses the weights' integers:
+            nearest, truncate, stochastic, max_plus_one, kmeans, or adaround (needs samples).
+        ranges: of activations, weight_ranges: of weights; of `quantization.RANGES`: min_max, ema,
+            percentile, mse, entropy, sigma.
+        granularity: per_channel, per_tensor, or for int4 with float activations
+            {"blocks": {"size": 32}} (32, 64, 128 or 256 inputs of a FULLY_CONNECTED share a scale).
+        rules: mappings {"layers": REGEX, ...} on the path of layer or kernel, the last match wins.
+            Keys: rounding, weight_ranges, granularity; for mixed also scheme (float32, float16,
+            dynamic, int8, int16x8, int4), activations, or instead of all {"skip": REASON}: float.
+        activations: of int4 layers: int8, dynamic (floats that the kernel quantizes itself) or
+            float32 (weights are unpacked before they are used: fewer bytes, slower).
+        target: whom int4 is for. xnnpack: 4 bits for matrix products, 1x1 convolutions included,
+            which become FULLY_CONNECTED. tflm: 4 bits for convolutions, which is what TFLite Micro
+            computes. reference: 4 bits wherever LiteRT has a kernel at all, fast or not. A layer
+            that a rule gives int4 has it wherever there is a kernel.
 
     Raises:
-        InputError: unknown scheme; weights or samples that are not finite; samples missing or of
-            another shape; a model that the converter refuses (its log is named in the message);
-            a file whose outputs are not finite or have nothing to do with the model's.
+        InputError: unknown words; weights or samples that are not finite; samples missing, too few
+            or of another shape; rules that contradict or match nothing; a granularity that no file
+            can hold; a model that the converter refuses (its log is named in the message); a file
+            whose outputs are not finite or have nothing to do with the model's.
 
-    A layer without an integer kernel is left float; a warning names its operators, as does
-    `audit`.
+    A layer that cannot be what was asked for is named in a warning with what it is instead and why;
+    a layer without an integer kernel is left float. `audit` shows what the file holds.
 
         flatbuffer = tfc.convert(model, scheme="int8", samples=x_train[:200])
+        flatbuffer = tfc.convert(model, scheme="int4", samples=x_train[:200], rounding="adaround")
+        flatbuffer = tfc.convert(model, scheme="mixed", samples=x_train[:200],
+                                 rules=[{"layers": "block_1.*", "scheme": "float16"}])
     """
-    if scheme not in SCHEMES:
-        raise unknown("scheme", scheme, SCHEMES)
+    request = Request(
+        scheme, rounding, ranges, weight_ranges, granularity, rules, activations, target
+    )
     check_finite(model)
-    inference = _inference(model)
-    specs = input_specs(inference, samples)
+    inference, drawn = _inference(model)
+    specs = converter.input_specs(inference, samples)
     names = [spec.name for spec in specs]
     arrays = None if samples is None else to_arrays(samples, specs, names)
-    function = _concrete(inference, specs)
-    operations = _operations(function)
+    notes: list[str] = []
+    if request.plain:
+        content = _converted(model, inference, specs, scheme, arrays)
+    else:
+        content, notes = _quantized(model, inference, drawn, specs, request, arrays)
+    content = slim(_name_ends(content, model, inference, specs), keep_names)
+    _verify(model, content, scheme, arrays)
+    if scheme == "sparse":
+        _check_layout(model, content)
+    notes += [_shortfall(audit(content), scheme)] if request.plain or not notes else []
+    for note in filter(None, notes):
+        warnings.warn(f"Model '{model.name}' as {scheme} {note}", stacklevel=2)
+    return content
+
+
+def _converted(
+    model: keras.Model,
+    inference: keras.Model,
+    specs: Sequence[tf.TensorSpec],
+    scheme: str,
+    arrays: Sequence[np.ndarray] | None,
+) -> bytes:
+    """Returns the file whose integers the TFLite converter finds."""
+    function = converter.concrete(inference, specs)
+    operations = converter.operations(function)
     # A model with learned ranges says itself, in its graph, what they are.
     trained = any(name.startswith("FakeQuant") for name in operations)
     if scheme in ("int8", "int16x8") and arrays is None and not trained:
@@ -84,20 +132,51 @@ def convert(
             "from, unless the model was trained by quantize_aware. Received: none"
         )
     calibration = None if trained and scheme == "int8" else arrays
-    if calibration is not None and scheme.startswith("int") and _LOOPS & operations:
+    if calibration is not None and scheme.startswith("int"):
+        _check_loops(model, operations, scheme)
+    return converter.converted(model, function, scheme, calibration)
+
+
+def _quantized(
+    model: keras.Model,
+    inference: keras.Model,
+    drawn: bool,
+    specs: Sequence[tf.TensorSpec],
+    request: Request,
+    arrays: Sequence[np.ndarray] | None,
+) -> tuple[bytes, list[str]]:
+    """Returns the file whose integers are found here, and notes on what it could not hold."""
+    if not drawn:
+        content = converter.converted(model, converter.concrete(inference, specs), "float32", None)
+        marked, units = markers.unmarked(content), []
+    else:
+        marker = markers.Marker(model, inference)
+        function = marker.function(specs)
+        _check_loops(model, converter.operations(function), request.scheme)
+        marked = marker.read(converter.converted(model, function, "float32", None))
+        units = markers.units(model)
+    content, shortfalls = post_training.quantized(model, marked, units, request, arrays)
+    if not shortfalls:
+        return content, []
+    return content, [f"could not hold all: {'; '.join(map(str, shortfalls))}"]
+
+
+def _check_loops(model: keras.Model, operations: set[str], scheme: str) -> None:
+    if _LOOPS & operations:
         raise InputError(  # the converter would end the process with a segmentation fault
             f"Model '{model.name}' must be free of loops for {scheme}: build its recurrent layers "
             "with unroll=True."
         )
-    content = _convert(model, function, scheme, calibration)
-    content = slim(_name_ends(content, model, inference, specs), keep_names)
-    _verify(model, content, scheme, arrays)
-    if scheme == "sparse":
-        _check_layout(model, content)
-    shortfall = _shortfall(audit(content), scheme)
-    if shortfall:
-        warnings.warn(f"Model '{model.name}' as {scheme} {shortfall}", stacklevel=2)
-    return content
+
+
+def _inference(model: keras.Model) -> tuple[keras.Model, bool]:
+    """Returns the model without training apparatus, in float32, and whether it draws a graph."""
+    try:
+        return graph.exported(model), True
+    except InputError:
+        if any(hasattr(layer, "exported") for layer in model._flatten_layers()):
+            raise
+        return model, False  # a `call` that draws no Keras graph may still draw a TensorFlow graph
 
 
 def _shortfall(found: Audit, scheme: str) -> str:
@@ -111,150 +190,6 @@ def _shortfall(found: Audit, scheme: str) -> str:
     if scheme == "sparse" and "DENSIFY" not in found.operators:
         return "stores no kernel sparse: none has enough zeros. Prune the model first"
     return ""
-
-
-def _inference(model: keras.Model) -> keras.Model:
-    """Returns the model without training apparatus, in float32."""
-    try:
-        return graph.exported(model)
-    except InputError:
-        if any(hasattr(layer, "exported") for layer in model._flatten_layers()):
-            raise
-        return model  # a `call` that draws no Keras graph may still draw a TensorFlow graph
-
-
-def input_specs(model: keras.Model, samples: Any = None) -> list[tf.TensorSpec]:
-    """Returns shape (batch 1), dtype and name of each of the model's inputs, in order."""
-    inputs = getattr(model, "inputs", None) or _inputs_of_subclassed(model)
-    specs = []
-    for index, tensor in enumerate(inputs):
-        name = re.sub(r"\W", "_", tensor.name or f"input_{index}")
-        shape = (1, *tensor.shape[1:])
-        if None in shape[1:]:
-            shape = _complete(shape, samples, index, name)
-        specs.append(tf.TensorSpec(shape, keras.backend.standardize_dtype(tensor.dtype), name))
-    return specs
-
-
-def _inputs_of_subclassed(model: keras.Model) -> list[keras.KerasTensor]:
-    config = model.get_build_config() if model.built else None
-    shapes = (config or {}).get("input_shape") or (config or {}).get("shapes_dict")
-    if not shapes:
-        raise InputError(f"Model '{model.name}' must be built: call it once on a batch of inputs.")
-    if isinstance(shapes, dict):
-        shapes = list(shapes.values())
-    if isinstance(shapes[0], int) or shapes[0] is None:
-        shapes = [shapes]
-    dtype = model.input_dtype if "float" in str(model.input_dtype) else "float32"
-    return [
-        keras.KerasTensor(tuple(shape), dtype, name=f"input_{index}")
-        for index, shape in enumerate(shapes)
-    ]
-
-
-def _complete(shape: tuple, samples: Any, index: int, name: str) -> tuple[int, ...]:
-    """Takes sizes that the model leaves open from the samples, if they are arrays."""
-    parts = samples if isinstance(samples, list | tuple) else [samples]
-    found = np.shape(parts[index]) if index < len(parts) else ()
-    if len(found) != len(shape):
-        raise InputError(
-            f"Input '{name}' must have fixed sizes but for the batch, or samples as arrays that "
-            f"fix them. Received: shape={shape}"
-        )
-    return tuple(
-        s if want is None else want for want, s in zip(shape, (1, *found[1:]), strict=True)
-    )
-
-
-def _concrete(model: keras.Model, specs: Sequence[tf.TensorSpec]) -> Any:
-    def call(*inputs):
-        return keras.tree.flatten(model(arrange(model, inputs), training=False))
-
-    function = tf.function(call, input_signature=list(specs), autograph=False)
-    return function.get_concrete_function()
-
-
-def _operations(function: Any) -> set[str]:
-    """Returns the names of the graph's operations, those of inner functions too."""
-    definition = function.graph.as_graph_def()
-    inner = [node for part in definition.library.function for node in part.node_def]
-    return {node.op for node in (*definition.node, *inner)}
-
-
-def _convert(
-    model: keras.Model,
-    function: Any,
-    scheme: str,
-    samples: Sequence[np.ndarray] | None,
-) -> bytes:
-    with _one_sentence(model, scheme):
-        return _converter(function, scheme, samples).convert()
-
-
-def _converter(
-    function: Any, scheme: str, samples: Sequence[np.ndarray] | None
-) -> tf.lite.TFLiteConverter:
-    # With the model as second argument the variables of a Keras 3 model stay unfrozen.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
-    if scheme == "sparse":  # with DEFAULT beside it the files do not load
-        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    elif scheme != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if scheme == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if scheme == "int16x8":
-        kinds = tf.lite.OpsSet
-        converter.target_spec.supported_ops = [
-            kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
-            kinds.TFLITE_BUILTINS,
-        ]
-    if scheme in ("int8", "int16x8"):
-        integer = tf.int8 if scheme == "int8" else tf.int16
-        converter.inference_input_type = converter.inference_output_type = integer
-    if scheme in ("int8", "int16x8") and samples is not None:
-        converter.representative_dataset = _one_by_one(samples)
-    return converter
-
-
-def _one_by_one(samples: Sequence[np.ndarray]) -> Callable[[], Iterator[list[np.ndarray]]]:
-    def generate() -> Iterator[list[np.ndarray]]:
-        for row in zip(*samples, strict=True):
-            yield [value[np.newaxis] for value in row]
-
-    return generate
-
-
-@contextlib.contextmanager
-def _one_sentence(model: keras.Model, scheme: str) -> Iterator[None]:
-    """Silences the converter; what it says goes to a log that is kept if it fails."""
-    handle, log = tempfile.mkstemp(prefix="tfcompress-convert-", suffix=".log")
-    os.close(handle)
-    level = logging.getLogger("absl").level
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        with silent_stderr(log), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
-                yield
-    except Exception as error:
-        with open(log, "a") as file:
-            traceback.print_exc(file=file)
-        raise InputError(
-            f"Model '{model.name}' cannot be converted to {scheme}: {_reason(str(error))} "
-            f"(the converter's log: {log})"
-        ) from None
-    else:
-        os.unlink(log)
-    finally:
-        logging.getLogger("absl").setLevel(level)
-
-
-def _reason(message: str) -> str:
-    operators = re.findall(r"^(?:TF Select|Custom) ops: (.*)$", message, re.MULTILINE)
-    if operators:
-        return f"LiteRT has no kernel for {', '.join(operators)}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return (lines[0] if lines else "no reason given")[:300]
 
 
 def _name_ends(
@@ -302,7 +237,9 @@ def _verify(
     # One step of the output's grid is no error.
     step = max(float(detail["quantization"][0]) for detail in engine.get_output_details())
     result = compare(model, content, inputs)
-    limit = _GROSS[scheme] * (1.0 if samples is not None or scheme in _EXACT else 1.5)
+    limit = _GROSS.get(scheme, _GROSS_INTEGERS) * (
+        1.0 if samples is not None or scheme in _EXACT else 1.5
+    )
     if result.relative_error > limit and result.max_abs_error > 2 * step + 1e-5:
         raise InputError(
             f"Model '{model.name}' as {scheme} computes something else than the Keras model: "

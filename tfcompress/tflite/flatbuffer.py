@@ -21,6 +21,8 @@ _OPERATORS = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
 }
 _TYPES = {code: name for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
+# Since when operators that are added take the types that they are added for.
+_VERSIONS = {"QUANTIZE": 2, "DEQUANTIZE": 3, "FULLY_CONNECTED": 5}
 _DTYPES = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "FLOAT64": np.float64, "INT8": np.int8,
     "UINT8": np.uint8, "INT16": np.int16, "UINT16": np.uint16, "INT32": np.int32,
@@ -74,6 +76,19 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     # Files older than the 127th operator have only the deprecated field.
     name = _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
     return f"CUSTOM:{_text(code.customCode)}" if name == "CUSTOM" else name
+
+
+def operator_code(model: schema.ModelT, name: str) -> int:
+    """Returns the index of an operator's code in the model, which is added where it is missing."""
+    wanted = getattr(schema.BuiltinOperator, name)
+    for index, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == wanted:
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.deprecatedBuiltinCode = wanted, min(wanted, 127)
+    code.version = _VERSIONS.get(name, 1)
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
 
 
 def type_name(tensor: schema.TensorT) -> str:

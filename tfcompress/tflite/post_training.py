@@ -1,0 +1,265 @@
+"""A Keras model -> a file whose integers are found here: ranges, rounding, a scheme per layer."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+
+from tfcompress import rules
+from tfcompress.errors import InputError, require
+from tfcompress.quantization import LayerInputs
+from tfcompress.tflite import calibration, quantizer
+from tfcompress.tflite import flatbuffer as fb
+from tfcompress.tflite.calibration import Ranges
+from tfcompress.tflite.kernels import Stored, store
+from tfcompress.tflite.markers import Marked, Unit
+from tfcompress.tflite.operators import INT4_KERNELS, KERNELS
+from tfcompress.tflite.pointwise import as_matrix_products, is_pointwise
+from tfcompress.tflite.quantizer import DYNAMIC, Mode
+from tfcompress.tflite.request import Choice, Request
+
+FEWEST_SAMPLES = 8  # for methods that look at a layer's inputs
+# The operators whose 4-bit kernels are worth having, by target.
+_INT4 = {
+    "xnnpack": ("FULLY_CONNECTED",),
+    "tflm": ("CONV_2D", "DEPTHWISE_CONV_2D"),
+    "reference": INT4_KERNELS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortfall:
+    """A layer that is not what was asked for: what its operator is instead, and why."""
+
+    layer: str
+    operator: str
+    wanted: str
+    got: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"'{self.layer}' ({self.operator}) is {self.got}, not {self.wanted}: {self.reason}"
+
+
+def quantized(
+    model: keras.Model,
+    marked: Marked,
+    units: Sequence[Unit],
+    request: Request,
+    samples: Sequence[np.ndarray] | None,
+) -> tuple[bytes, list[Shortfall]]:
+    """Returns the file that the request asks for, and what it could not hold.
+
+    Args:
+        model: the user's, for messages.
+        marked: its float file; units: what the rules may select, as `markers.units` returns them.
+        samples: for each input an array (n, ...); None where nothing has to be calibrated.
+    """
+    plan = _Plan(model, marked, units, request)
+    _check_samples(model, plan, samples)
+    ranges = _ranges(plan, request, samples)
+    stores = _Stores(plan, samples)
+    content = quantizer.quantize(plan.content, plan.modes, ranges, stores)
+    return content, plan.shortfalls
+
+
+class _Plan:
+    """Decides for each operator the mode in which it computes.
+
+    `content` is the float file, with matrix products for the convolutions that become 4-bit ones.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        marked: Marked,
+        units: Sequence[Unit],
+        request: Request,
+    ):
+        choices = request.choices(units)
+        self.name, self.marked = model.name, marked
+        self.shortfalls: list[Shortfall] = []
+        self._request = request
+        file = fb.parse(marked.content)
+        operators = file.subgraphs[0].operators
+        self.choices = [choices[unit.layer_path if unit else ""] for unit in marked.units]
+        turned = [
+            number
+            for number, (op, choice) in enumerate(zip(operators, self.choices, strict=True))
+            if choice.mode.weights == "int4"
+            and request.target == "xnnpack"
+            and is_pointwise(file, op)
+        ]
+        self.content = as_matrix_products(marked.content, turned) if turned else marked.content
+        self.file = fb.parse(self.content)
+        self.operators = self.file.subgraphs[0].operators
+        self.modes = [self._mode(number) for number in range(len(self.operators))]
+        self._mention_rules_without_effect(units)
+        self._mention_blocks()
+
+    def layer(self, number: int) -> str:
+        """Returns the layer of an operator, for messages."""
+        unit = self.marked.units[number]
+        return unit.layer_path if unit else f"operator {number}"
+
+    def operator(self, number: int) -> str:
+        return fb.operator_name(self.file, self.operators[number])
+
+    def kernels(self) -> list[int]:
+        """Returns the operators whose kernel is stored in integers."""
+        return [
+            number
+            for number, mode in enumerate(self.modes)
+            if mode.weight_bits and self.operator(number) in KERNELS
+        ]
+
+    def _mode(self, number: int) -> Mode:
+        choice = self.choices[number]
+        name = self.operator(number)
+        mode = choice.mode
+        if mode.weights == "int4":
+            mode = self._int4(number, name, choice)
+        if name not in KERNELS:
+            mode = mode if mode.bits else Mode()
+        reason = quantizer.why_not(self.file, self.operators[number], mode)
+        if reason:
+            wanted = mode.weights if name in KERNELS else mode.activations
+            self._fall_short(number, wanted, "float32", reason)
+            return Mode()
+        if choice.skip and name in KERNELS:
+            self._fall_short(number, "int8", "float32", choice.skip)
+        return mode
+
+    def _int4(self, number: int, name: str, choice: Choice) -> Mode:
+        """Returns the mode of an int4 layer: its kernel gets 8 bits where 4 do not serve."""
+        mode = choice.mode
+        if name not in KERNELS:
+            return mode
+        fast = _INT4[self._request.target]
+        possible = INT4_KERNELS if choice.asked and self._request.scheme == "mixed" else fast
+        wide = dataclasses.replace(mode, weights="int8")
+        if name not in possible:
+            if choice.asked:
+                known = ", ".join(possible)
+                reason = f"there are 4-bit kernels for {known} ({self._request.target})"
+                self._fall_short(number, "int4", "int8", reason)
+            return wide
+        if mode.activations == DYNAMIC and name == "DEPTHWISE_CONV_2D":
+            self._fall_short(number, "int4", "int8", "LiteRT has no such kernel for float inputs")
+            return wide
+        return mode
+
+    def _fall_short(self, number: int, wanted: str, got: str, reason: str) -> None:
+        found = Shortfall(self.layer(number), self.operator(number), wanted, got, reason)
+        if found not in self.shortfalls:
+            self.shortfalls.append(found)
+
+    def _mention_blocks(self) -> None:
+        for number in self.kernels():
+            size = self.choices[number].method.block
+            inputs = self.operators[number].inputs[KERNELS[self.operator(number)].kernel]
+            shape = fb.shape(self.file.subgraphs[0].tensors[int(inputs)])
+            bits, name = self.modes[number].weight_bits, self.operator(number)
+            if size and bits == 4 and not _holds_blocks(shape, name, bits, size):
+                reason = f"{shape[-1]} inputs cannot be cut into blocks of {size}"
+                self._fall_short(number, "blockwise", "per_channel", reason)
+
+    def _mention_rules_without_effect(self, units: Sequence[Unit]) -> None:
+        present = {unit.layer_path for unit in self.marked.units if unit}
+        for rule in self._request.rules:
+            found = rules.resolve([rule], units, rule, kind="layer")
+            paths = {unit.layer_path for unit in units if found[unit.path]}
+            if paths and not paths & present:
+                reason = "another layer's operator computes what its layers compute"
+                wanted = rule.get("scheme", "as it says")
+                found_none = Shortfall(rule["layers"], "rule", wanted, "without effect", reason)
+                self.shortfalls.append(found_none)
+
+
+def _check_samples(model: keras.Model, plan: _Plan, samples: Sequence[np.ndarray] | None) -> None:
+    looking = [n for n in plan.kernels() if plan.choices[n].method.needs_inputs]
+    learned = bool(plan.marked.ranges)
+    if samples is None and any(mode.bits for mode in plan.modes) and not learned:
+        raise InputError(
+            f"Scheme {plan._request.scheme} needs samples (a command: --data) to take the "
+            "activations' ranges from, unless the model was trained by quantize_aware. "
+            "Received: none"
+        )
+    if not looking:
+        return
+    rounding = type(plan.choices[looking[0]].method.rounding).__name__
+    count = 0 if samples is None else len(samples[0])
+    rule = f"needs at least {FEWEST_SAMPLES} samples: it looks at the layers' inputs"
+    require(count >= FEWEST_SAMPLES, f"Rounding {rounding}", rule, samples=count)
+
+
+def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None) -> Ranges:
+    """Returns the ranges of all tensors that integer operators read or make."""
+    main = plan.file.subgraphs[0]
+    wanted = {
+        int(tensor)
+        for op, mode in zip(plan.operators, plan.modes, strict=True)
+        for tensor in (*op.inputs, *op.outputs)
+        if mode.bits
+        and tensor >= 0
+        and fb.type_name(main.tensors[tensor]) == "FLOAT32"
+        and fb.data(plan.file, main.tensors[tensor]) is None
+    }
+    if not wanted:
+        return Ranges(None, {})
+    if samples is None:
+        return Ranges(None, {})
+    return calibration.ranges(plan.content, sorted(wanted), samples, request.ranges or "min_max")
+
+
+class _Stores:
+    """Gives each kernel its integers, in the operators' order; where the method looks at a layer's
+    inputs, they are gathered when its turn comes.
+    """
+
+    def __init__(self, plan: _Plan, samples: Sequence[np.ndarray] | None):
+        self._plan, self._samples = plan, samples or ()
+        self._looking = [n for n in plan.kernels() if plan.choices[n].method.needs_inputs]
+        by_kernel: dict[int, list[int]] = {}
+        for number in self._looking:
+            by_kernel.setdefault(self._kernel(number), []).append(number)
+        # Kernels that several operators read have all their inputs added up.
+        self._shared = {kernel: ns for kernel, ns in by_kernel.items() if len(ns) > 1}
+        self._sums: dict[int, LayerInputs] = {}
+        alone = [n for n in self._looking if self._kernel(n) not in self._shared]
+        self._alone = self._gathered(alone)
+
+    def __call__(
+        self, number: int, kernel: np.ndarray, bias: np.ndarray | None, scale: float
+    ) -> Stored:
+        plan = self._plan
+        method, bits = plan.choices[number].method, plan.modes[number].weight_bits
+        name = plan.operator(number)
+        if method.block and not _holds_blocks(kernel.shape, name, bits, method.block):
+            method = dataclasses.replace(method, granularity="per_channel")
+        inputs = self._inputs(number) if number in self._looking else None
+        return store(kernel, name, bits, method, inputs, bias, scale)
+
+    def _inputs(self, number: int) -> LayerInputs:
+        kernel = self._kernel(number)
+        if kernel not in self._shared:
+            return next(self._alone)[1]
+        if kernel not in self._sums:
+            _, seen = zip(*self._gathered(self._shared[kernel]), strict=True)
+            self._sums[kernel] = functools.reduce(operator.add, seen)
+        return self._sums[kernel]
+
+    def _gathered(self, numbers: Sequence[int]) -> Iterator[tuple[int, LayerInputs]]:
+        names = {number: self._plan.layer(number) for number in numbers}
+        return calibration.layer_inputs(self._plan.content, numbers, self._samples, names)
+
+    def _kernel(self, number: int) -> int:
+        places = KERNELS[self._plan.operator(number)]
+        return int(self._plan.operators[number].inputs[places.kernel])
+
+
+def _holds_blocks(shape: tuple[int, ...], name: str, bits: int, size: int) -> bool:
+    return bits == 4 and name == "FULLY_CONNECTED" and shape[-1] % size == 0
