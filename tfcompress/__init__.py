@@ -19,7 +19,7 @@ with silent_stderr():
     import keras
 
 from tfcompress import clustering, data, models, pruning, schedules, structured
-from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
+from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule, RoundIteratively
 from tfcompress.errors import InputError
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
@@ -64,6 +64,7 @@ __all__ = [
     "InputError",
     "Preserve",
     "PruneOnSchedule",
+    "RoundIteratively",
     "audit",
     "channel_groups",
     "clustering",

@@ -17,7 +17,8 @@ from tfcompress.weights import Kernel, kernels
 
 
 class Projection(keras.constraints.Constraint):
-    """Projects a kernel onto its mask, then onto its groups of equal values.
+    """Projects a kernel onto its mask, then onto its groups of equal values, then onto what is
+    rounded.
 
     Args:
         kernel: the kernel to project. A constraint that it has already is applied first.
@@ -27,6 +28,7 @@ class Projection(keras.constraints.Constraint):
         groups: int32 array of the kernel's shape or None; weights of one group share one value,
             their mean, which descends their mean gradient (Han et al. 2016 sum the gradients).
             Group 0 is zero and stays so.
+        rounded: bool array of the kernel's shape; True keeps the value that it was rounded to.
     """
 
     def __init__(self, kernel: Kernel):
@@ -40,6 +42,11 @@ class Projection(keras.constraints.Constraint):
         self._counts: Any = None
         self._shared: Any = None
         self._shape = shape
+        self.rounded = np.zeros(shape, bool)
+        # Variables, once there is room for rounding: where, the values there, the others' limit.
+        self._rounded: Any = None
+        self._values: Any = None
+        self._limit: Any = None
 
     def allow_groups(self, most: int) -> None:
         """Makes room for `most` groups; needed before the training step is traced."""
@@ -65,15 +72,35 @@ class Projection(keras.constraints.Constraint):
         self._counts.assign(np.maximum(counts, 1).astype(np.float64))
         self._shared.assign(True)
 
+    def allow_rounding(self) -> None:
+        """Makes room for `set_rounded`; needed before the training step is traced."""
+        if self._rounded is None:
+            self._rounded = _state(self.rounded, "rounded")
+            self._values = _state(np.zeros(self._shape, np.float32), "values")
+            self._limit = _state(np.full(self._shape, np.inf, np.float32), "limit")
+
+    def set_rounded(self, rounded: np.ndarray, values: np.ndarray, limit: np.ndarray) -> None:
+        """Keeps weights where `rounded` at `values`, and the others within -limit .. limit."""
+        if self._rounded is None:
+            raise RuntimeError("allow_rounding() comes before set_rounded(...)")
+        self.rounded = rounded
+        self._rounded.assign(rounded)
+        self._values.assign(values)
+        self._limit.assign(np.broadcast_to(limit, self._shape))
+
     def __call__(self, w):
         if self._users is not None:
             w = self._users(w)
         w = tf.convert_to_tensor(w)
         # `where` and not a product: a negative weight times zero is -0.0, whose bits are not zero.
         w = tf.where(self._mask.value, w, tf.zeros_like(w))
-        if self._counts is None:
+        if self._counts is not None:
+            w = tf.cond(self._shared.value, lambda: self._share(w), lambda: w)
+        if self._rounded is None:
             return w
-        return tf.cond(self._shared.value, lambda: self._share(w), lambda: w)
+        limit = tf.cast(self._limit.value, w.dtype)
+        free = tf.clip_by_value(w, -limit, limit)
+        return tf.where(self._rounded.value, tf.cast(self._values.value, w.dtype), free)
 
     def _share(self, w):
         groups, counts = self._groups.value, self._counts.value

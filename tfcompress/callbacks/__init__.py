@@ -3,5 +3,6 @@
 from tfcompress.callbacks.cluster import ClusterOnSchedule
 from tfcompress.callbacks.preserve import Preserve
 from tfcompress.callbacks.prune import CHANNEL, PruneOnSchedule
+from tfcompress.callbacks.round_iteratively import RoundIteratively
 
-__all__ = ["CHANNEL", "ClusterOnSchedule", "Preserve", "PruneOnSchedule"]
+__all__ = ["CHANNEL", "ClusterOnSchedule", "Preserve", "PruneOnSchedule", "RoundIteratively"]

@@ -19,6 +19,7 @@ from tfcompress.recipe import (
     Cluster,
     DataKeys,
     FitKeys,
+    Iterative,
     Prune,
     PruneChannels,
     QuantizeAware,
@@ -57,6 +58,8 @@ def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Ca
                     update_every=stage.update_every,
                 )
             )
+        case Iterative():
+            found.append(stage.build(data))
     return found
 
 

@@ -20,6 +20,7 @@ from tfcompress.quantization.affine import snap as snap
 from tfcompress.quantization.allocation import allocate as allocate
 from tfcompress.quantization.binary import binary as binary
 from tfcompress.quantization.binary import ternary as ternary
+from tfcompress.quantization.clipping import clipped_grid as clipped_grid
 from tfcompress.quantization.granularity import GRANULARITIES as GRANULARITIES
 from tfcompress.quantization.granularity import fit as fit
 from tfcompress.quantization.grid import ACTIVATIONS as ACTIVATIONS

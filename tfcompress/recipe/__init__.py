@@ -2,7 +2,7 @@
 
 from tfcompress.recipe.keys import Check, DataKeys, Export, Recipe, plain
 from tfcompress.recipe.reading import STAGES, read
-from tfcompress.recipe.stages import Cluster, FitKeys, Prune, QuantizeAware, Stage, Train
+from tfcompress.recipe.stages import Cluster, FitKeys, Iterative, Prune, QuantizeAware, Stage, Train
 from tfcompress.recipe.structure import (
     CropInputs,
     DropLayers,
@@ -26,6 +26,7 @@ __all__ = [
     "Export",
     "FitKeys",
     "FoldBatchNorm",
+    "Iterative",
     "MergeChannels",
     "PoolHead",
     "Prune",

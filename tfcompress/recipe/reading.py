@@ -25,6 +25,7 @@ STAGES: dict[str, type[Stage]] = {
         stages.Prune,
         stages.Cluster,
         stages.QuantizeAware,
+        stages.Iterative,
         structure.FoldBatchNorm,
         structure.PruneChannels,
         structure.RemoveChannels,

@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from tfcompress import clustering, pruning, schedules, structured
-from tfcompress.callbacks import CHANNEL
+from tfcompress.callbacks import CHANNEL, RoundIteratively
 from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.base import Count, Keys, Positive, Step
 from tfcompress.recipe.optimizer import LEARNING_RATE_SCHEDULES, make_optimizer
@@ -183,3 +183,28 @@ class QuantizeAware(FitKeys):
         if word not in QUANTIZE_AWARE_SCHEMES:
             raise unknown("scheme of stage 'quantize_aware'", word, QUANTIZE_AWARE_SCHEMES)
         return word
+
+
+class Iterative(FitKeys):
+    """Training under `RoundIteratively`; the training images tell how much each weight matters."""
+
+    word: ClassVar[str] = "iterative"
+
+    epochs: Count = 8
+    learning_rate: Positive = 1e-4
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    shares: list[float] = [0.5, 0.75, 0.875, 1.0]
+    update_every: Count | None = None
+    granularity: str | None = None
+    order: str = "nearest"
+    rules: list[dict[str, Any]] = []
+
+    @pydantic.model_validator(mode="after")
+    def _check_rounding(self):
+        self.build()
+        return self
+
+    def build(self, data: Any = None) -> RoundIteratively:
+        """Returns the callback that the stage trains under."""
+        names = ("bits", "shares", "update_every", "granularity", "order", "rules")
+        return RoundIteratively(**{name: getattr(self, name) for name in names}, data=data)
