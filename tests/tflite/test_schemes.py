@@ -274,6 +274,15 @@ def test_paths_of_nested_and_inner_layers_select():
     assert tflite.compare(model, content, x).relative_error < 0.2
 
 
+def test_layer_normalization_is_computed_in_integers_too():
+    inputs = keras.Input((6, 8))
+    model = keras.Model(inputs, layers.LayerNormalization()(layers.Dense(8)(inputs)))
+    x = RANDOM.normal(size=(16, 6, 8)).astype(np.float32)
+    content = tflite.convert(model, "int8", x, rounding="nearest")
+    assert tflite.audit(content).full_integer  # the TFLite converter leaves its NEG in float
+    assert tflite.compare(model, content, x).relative_error < 0.1
+
+
 def test_dead_channels_and_large_biases_are_held():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
     kernel, bias = model.get_weights()

@@ -18,25 +18,37 @@ _BYTES_AT_A_TIME = 1 << 30
 
 
 class Ranges:
-    """The range of each tensor, by a method of `RANGES`, from what was observed."""
+    """The range of each tensor: learned in training, or by a method of `RANGES` as observed."""
 
-    def __init__(self, method: Any, states: dict[int, Any]):
+    def __init__(
+        self,
+        method: Any = None,
+        states: Mapping[int, Any] | None = None,
+        learned: Mapping[int, tuple[float, float]] | None = None,
+    ):
         self._method = method
-        self._states = states
+        self._states = states or {}
+        self.learned = learned or {}
 
     def __contains__(self, tensor: int) -> bool:
-        return tensor in self._states
+        return tensor in self._states or tensor in self.learned
 
     def of(self, tensor: int, bits: int) -> tuple[float, float]:
         """Returns (low, high) of a tensor for codes of 8 or 16 bits."""
+        if tensor in self.learned:
+            return self.learned[tensor]
         low, high = self._method.bounds(self._states[tensor], codes(bits))
         return float(low[0]), float(high[0])
 
 
-def ranges(
-    content: bytes, tensors: Iterable[int], samples: Sequence[np.ndarray], method: Any = "min_max"
+def observed(
+    content: bytes,
+    tensors: Iterable[int],
+    samples: Sequence[np.ndarray],
+    method: Any = "min_max",
+    learned: Mapping[int, tuple[float, float]] | None = None,
 ) -> Ranges:
-    """Returns the ranges of the tensors (by their numbers) over the samples.
+    """Returns the ranges of the tensors (by their numbers) over the samples, and those `learned`.
 
     Args:
         content: the float file.
@@ -54,7 +66,7 @@ def ranges(
                 )
             if values.size:
                 states[tensor] = method.observe(values.reshape(1, -1), states.get(tensor))
-    return Ranges(method, states)
+    return Ranges(method, states, learned)
 
 
 def layer_inputs(
@@ -92,10 +104,10 @@ def layer_inputs(
                 break
             now.append(pending.pop(0))
             used += bytes_
-        yield from _observed(content, model, now, samples).items()
+        yield from _moments(content, model, now, samples).items()
 
 
-def _observed(
+def _moments(
     content: bytes, model: Any, numbers: Sequence[int], samples: Sequence[np.ndarray]
 ) -> dict[int, LayerInputs]:
     main = model.subgraphs[0]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.errors import InputError
 from tfcompress.quantization.grid import Grid, grid
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.calibration import Ranges
@@ -60,8 +61,12 @@ class Grids:
         if root in self._fixed:
             return self._fixed[root]
         if root not in self._made:
-            members = {spot for spot in self._parents if self._root(spot) == root} | {root}
-            bounds = [self._bounds(number, bits) for number, _ in members]
+            members = {n for n, b in self._parents if b == bits and self._root((n, b)) == root} | {
+                tensor
+            }
+            # What was learned holds for all: in training they were rounded as one.
+            members = members & set(self._ranges.learned) or members
+            bounds = [self._bounds(number, bits) for number in sorted(members)]
             low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
             self._made[root] = _alive(grid(low, high, codes(bits)))
         return self._made[root]
@@ -70,7 +75,10 @@ class Grids:
         if tensor in self._ranges:
             return self._ranges.of(tensor, bits)
         values = fb.data(self._model, self._main.tensors[tensor])
-        if values is None or not values.size:
+        if values is None:
+            name = fb.tensor_name(self._main.tensors[tensor])
+            raise InputError(f"Tensor '{name}' has no range yet: give samples, too.")
+        if not values.size:
             return 0.0, 0.0
         return float(min(values.min(), 0.0)), float(max(values.max(), 0.0))
 
@@ -91,8 +99,13 @@ class Grids:
                 continue
             for tensor in self.data(number) if self.made(number) else ():
                 result = (self.made(number)[0], bits)
-                if fb.data(self._model, self._main.tensors[tensor]) is None:
+                constant = fb.data(self._model, self._main.tensors[tensor]) is not None
+                if not constant and not self._learned_apart(tensor, result[0]):
                     self._union((tensor, bits), result, both=False)
+
+    def _learned_apart(self, one: int, other: int) -> bool:
+        learned = self._ranges.learned
+        return one in learned and other in learned and learned[one] != learned[other]
 
     def _union(self, one: _Spot, other: _Spot, both: bool = True) -> None:
         """Has two tensors share a grid; with `both` False only if no kernel dictates one's."""
@@ -117,4 +130,4 @@ class Grids:
 def _alive(found: Grid) -> Grid:
     """Returns the grid; one of a tensor that is always 0 gets a scale, as the kernels need one."""
     scale = np.asarray(found.scale, np.float32).astype(np.float64)
-    return Grid(np.where(scale > 0, scale, 1.0), found.zero_point, found.codes)
+    return Grid(np.where(scale > 0, scale, 2.0**-7), found.zero_point, found.codes)

@@ -106,3 +106,15 @@ def _rounded(
     matrices = to_matrices(kernel, operator, groups)
     codes = quantize(matrices, Grid(scale, zero_point, grid.codes), method.rounding, inputs)
     return from_matrices(codes, operator, kernel.shape)
+
+
+def stored_as_learned(kernel: np.ndarray, operator: str, scale: np.ndarray, bits: int) -> Stored:
+    """Returns the integers of a kernel that lies on its grid already.
+
+    `scale`: the simulation's, of the Keras kernel: one number or as many as output channels.
+    """
+    axis = KERNELS[operator].channels
+    scale = np.ravel(np.asarray(scale, np.float64))
+    shape = [-1 if place == axis and scale.size > 1 else 1 for place in range(kernel.ndim)]
+    grid = Grid(scale.reshape(shape), np.array(0), Codes(bits))
+    return Stored(grid.clip(np.rint(grid.steps(kernel))), np.where(scale > 0, scale, 1.0), bits)

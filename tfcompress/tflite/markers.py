@@ -84,8 +84,7 @@ class Marker:
         """`inference` is `graph.exported(model)`."""
         self._inference = inference
         self._nodes = {id(node): number for number, node in enumerate(graph.nodes(inference))}
-        flat, self._origins = graph.flatten(model)
-        self._flat = {node.operation.name: node.operation for node in graph.nodes(flat)}
+        self._origins = graph.flatten(model)[1]
         self._paths = weights.layer_paths(model)
         self._operations = [node.operation for node in graph.nodes(inference)]
         self._probed: list[Any] = []
@@ -99,12 +98,14 @@ class Marker:
 
             def step(node, path, args, kwargs):
                 operation = node.operation
-                quantizer = self._origins.get(operation.name)
-                if hasattr(quantizer, "quantization") and not hasattr(quantizer, "layer"):
+                origin = self._origins.get(operation.name)
+                if is_range(origin):
                     x = keras.tree.flatten((args, kwargs))[0]
-                    self._probed.append(quantizer)
+                    self._probed.append(origin)
                     probes.append(tf.cos(x))
                     return x
+                if is_learned(origin):  # exported, it may wrap a layer for the converter's sake
+                    operation = getattr(operation, "layer", operation)
                 training = {} if not _takes_training(operation) else {"training": False}
                 with tf.name_scope(f"L{self._nodes[id(node)]}"):
                     return operation(*args, **(kwargs | training))
@@ -157,10 +158,21 @@ class Marker:
             return Unit(name, name, None)
         # A layer inside of a layer, as in attention, opens a scope of its own.
         segments = {re.sub(r"_\d+$", "", segment) for segment in inner} | set(inner)
-        below = [x for x in origin._flatten_layers(include_self=False) if x.name in segments]
+        inside = () if is_learned(origin) else origin._flatten_layers(include_self=False)
+        below = [x for x in inside if x.name in segments]
         layer = below[-1] if below else origin
         path = self._paths.get(id(layer), layer.name)
         return Unit(path, path, layer)
+
+
+def is_learned(layer: Any) -> bool:
+    """Returns whether the layer learned its kernel's `quantization()`: codes, scale, bits."""
+    return hasattr(layer, "quantization") and hasattr(layer, "layer")
+
+
+def is_range(layer: Any) -> bool:
+    """Returns whether the layer rounds its input to a range, `quantization()`: low, high, bits."""
+    return hasattr(layer, "quantization") and not hasattr(layer, "layer")
 
 
 def _handed_out(tensor: Any) -> Any:

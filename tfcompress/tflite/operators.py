@@ -65,6 +65,7 @@ KERNELS = {
 # Operators whose reference kernels take 4-bit weights; those that are fast are fewer.
 INT4_KERNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
+# Comparisons are left out: with a scale of 1 or more LiteRT's kernels end the process.
 _SIGMOID = ((8, 1 / 256, -128), (16, 1 / 32768, 0))
 _TANH = ((8, 1 / 128, 0), (16, 1 / 32768, 0))
 
@@ -77,8 +78,7 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(
         (
             "ABS", "SQUARED_DIFFERENCE", "PRELU", "ELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1",
-            "HARD_SWISH", "GELU", "DIV", "LOG", "ARG_MAX", "ARG_MIN", "EQUAL", "NOT_EQUAL",
-            "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL",
+            "HARD_SWISH", "GELU", "DIV", "LOG", "ARG_MAX", "ARG_MIN",
         ),
         Operator(Way.FREE, (8,)),
     ),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,11 +15,16 @@ from tfcompress.quantization import LayerInputs
 from tfcompress.tflite import calibration, quantizer
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.calibration import Ranges
-from tfcompress.tflite.kernels import Stored, store
-from tfcompress.tflite.markers import Marked, Unit
+from tfcompress.tflite.equivalents import (
+    MULTIPLICATIONS,
+    as_matrix_products,
+    as_multiplications,
+    is_pointwise,
+)
+from tfcompress.tflite.kernels import Stored, store, stored_as_learned
+from tfcompress.tflite.markers import Marked, Unit, is_learned
 from tfcompress.tflite.operators import INT4_KERNELS, KERNELS
-from tfcompress.tflite.pointwise import as_matrix_products, is_pointwise
-from tfcompress.tflite.quantizer import DYNAMIC, Mode
+from tfcompress.tflite.quantizer import DYNAMIC, INT16, Mode
 from tfcompress.tflite.request import Choice, Request
 
 FEWEST_SAMPLES = 8  # for methods that look at a layer's inputs
@@ -58,6 +64,10 @@ def quantized(
         marked: its float file; units: what the rules may select, as `markers.units` returns them.
         samples: for each input an array (n, ...); None where nothing has to be calibrated.
     """
+    if marked.ranges:
+        given = {key: word for key, word in request.words().items() if word is not None}
+        rule = "must be left out: the model was trained by quantize_aware, its integers are learned"
+        require(not given, "Words that choose integers", rule, **given)
     plan = _Plan(model, marked, units, request)
     _check_samples(model, plan, samples)
     ranges = _ranges(plan, request, samples)
@@ -69,7 +79,7 @@ def quantized(
 class _Plan:
     """Decides for each operator the mode in which it computes.
 
-    `content` is the float file, with matrix products for the convolutions that become 4-bit ones.
+    `content` is the float file, with operators in place of those that have no such kernel.
     """
 
     def __init__(
@@ -83,22 +93,25 @@ class _Plan:
         self.name, self.marked = model.name, marked
         self.shortfalls: list[Shortfall] = []
         self._request = request
-        file = fb.parse(marked.content)
-        operators = file.subgraphs[0].operators
         self.choices = [choices[unit.layer_path if unit else ""] for unit in marked.units]
-        turned = [
-            number
-            for number, (op, choice) in enumerate(zip(operators, self.choices, strict=True))
-            if choice.mode.weights == "int4"
-            and request.target == "xnnpack"
-            and is_pointwise(file, op)
-        ]
-        self.content = as_matrix_products(marked.content, turned) if turned else marked.content
+        self.content = self._with_kernels(marked.content)
         self.file = fb.parse(self.content)
         self.operators = self.file.subgraphs[0].operators
         self.modes = [self._mode(number) for number in range(len(self.operators))]
         self._mention_rules_without_effect(units)
         self._mention_blocks()
+
+    def _with_kernels(self, content: bytes) -> bytes:
+        file = fb.parse(content)
+        products, multiplications = [], []
+        for number, choice in enumerate(self.choices):
+            op = file.subgraphs[0].operators[number]
+            fast = choice.mode.weights == "int4" and self._request.target == "xnnpack"
+            if fast and is_pointwise(file, op):
+                products.append(number)
+            if choice.mode.bits and fb.operator_name(file, op) in MULTIPLICATIONS:
+                multiplications.append(number)
+        return as_multiplications(as_matrix_products(content, products), multiplications)
 
     def layer(self, number: int) -> str:
         """Returns the layer of an operator, for messages."""
@@ -117,7 +130,7 @@ class _Plan:
         ]
 
     def _mode(self, number: int) -> Mode:
-        choice = self.choices[number]
+        choice = self._with_learned_bits(number, self.choices[number])
         name = self.operator(number)
         mode = choice.mode
         if mode.weights == "int4":
@@ -132,6 +145,19 @@ class _Plan:
         if choice.skip and name in KERNELS:
             self._fall_short(number, "int8", "float32", choice.skip)
         return mode
+
+    def _with_learned_bits(self, number: int, choice: Choice) -> Choice:
+        """Returns the choice; in a mixed file without a rule, with the bits of the training."""
+        if self._request.scheme != "mixed" or choice.asked:
+            return choice
+        mode, unit = choice.mode, self.marked.units[number]
+        made = [self.marked.ranges.get(int(tensor)) for tensor in self.operators[number].outputs]
+        if any(rounded is not None and rounded.quantization()[2] > 8 for rounded in made):
+            mode = dataclasses.replace(mode, activations=INT16)
+        elif unit is not None and is_learned(unit.operation):
+            four = unit.operation.quantization()[2] <= 4
+            mode = dataclasses.replace(mode, weights="int4") if four else mode
+        return dataclasses.replace(choice, mode=mode)
 
     def _int4(self, number: int, name: str, choice: Choice) -> Mode:
         """Returns the mode of an int4 layer: its kernel gets 8 bits where 4 do not serve."""
@@ -208,11 +234,15 @@ def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None)
         and fb.type_name(main.tensors[tensor]) == "FLOAT32"
         and fb.data(plan.file, main.tensors[tensor]) is None
     }
-    if not wanted:
-        return Ranges(None, {})
-    if samples is None:
-        return Ranges(None, {})
-    return calibration.ranges(plan.content, sorted(wanted), samples, request.ranges or "min_max")
+    learned = {}
+    for tensor, rounded in plan.marked.ranges.items():
+        low, high, _ = rounded.quantization()
+        learned[tensor] = float(low), float(high)
+    if not wanted or samples is None:
+        return Ranges(learned=learned)
+    unknown = sorted(wanted - set(learned))
+    method = request.ranges or "min_max"
+    return calibration.observed(plan.content, unknown, samples, method, learned)
 
 
 class _Stores:
@@ -240,6 +270,9 @@ class _Stores:
         name = plan.operator(number)
         if method.block and not _holds_blocks(kernel.shape, name, bits, method.block):
             method = dataclasses.replace(method, granularity="per_channel")
+        learned = self._learned(number)
+        if learned is not None and learned[2] <= bits:
+            return stored_as_learned(kernel, name, learned[1], bits)
         inputs = self._inputs(number) if number in self._looking else None
         return store(kernel, name, bits, method, inputs, bias, scale)
 
@@ -251,6 +284,11 @@ class _Stores:
             _, seen = zip(*self._gathered(self._shared[kernel]), strict=True)
             self._sums[kernel] = functools.reduce(operator.add, seen)
         return self._sums[kernel]
+
+    def _learned(self, number: int) -> tuple[Any, Any, int] | None:
+        unit = self._plan.marked.units[number]
+        layer = None if unit is None else unit.operation
+        return layer.quantization() if is_learned(layer) else None  # type: ignore[union-attr]
 
     def _gathered(self, numbers: Sequence[int]) -> Iterator[tuple[int, LayerInputs]]:
         names = {number: self._plan.layer(number) for number in numbers}

@@ -73,7 +73,7 @@ class Request:
     @property
     def plain(self) -> bool:
         """Whether the TFLite converter finds the integers, in its own way."""
-        chosen = (*self._words().values(), self.ranges, self.activations)
+        chosen = (*self.words().values(), self.activations)
         return (
             self.scheme not in ("int4", "mixed")
             and not self.rules
@@ -119,13 +119,17 @@ class Request:
         mode = Mode("int4", activations or INT8) if scheme == "int4" else _MODES[scheme]
         return Choice(scheme, mode, method, bool(rule))
 
+    def words(self) -> dict[str, Any]:
+        """Returns the words that choose integers, None where one is not given."""
+        return {key: getattr(self, key) for key in (*_METHOD_KEYS, "ranges")}
+
     def _words(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in _METHOD_KEYS}
 
     def _check_words_fit(self) -> None:
         if self.scheme not in ("float32", "float16", "sparse"):
             return
-        given = {k: v for k, v in {**self._words(), "ranges": self.ranges}.items() if v is not None}
+        given = {k: v for k, v in self.words().items() if v is not None}
         given |= {"rules": self.rules} if self.rules else {}
         rule = "finds no integers, so that nothing of these can be chosen"
         require(not given, f"Scheme {self.scheme}", rule, **given)

@@ -1,4 +1,4 @@
-"""1x1 convolutions as matrix products: LiteRT's fast 4-bit kernels are those of FULLY_CONNECTED."""
+"""Operators as others that compute the same, and for which LiteRT has the wanted integer kernel."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import flatbuffer as fb
+
+# LiteRT negates and squares in floats only.
+MULTIPLICATIONS = ("NEG", "SQUARE")
 
 
 def is_pointwise(model: schema.ModelT, operator: schema.OperatorT) -> bool:
@@ -43,6 +46,35 @@ def as_matrix_products(content: bytes, numbers: Iterable[int]) -> bytes:
         operator.builtinOptions = options
         operator.opcodeIndex = fb.operator_code(model, "FULLY_CONNECTED")
     return fb.pack(model)
+
+
+def as_multiplications(content: bytes, numbers: Iterable[int]) -> bytes:
+    """Returns the file with these NEG and SQUARE operators as MUL: by -1, by themselves.
+
+    Args:
+        content: a float file; numbers: of operators called in `MULTIPLICATIONS`.
+    """
+    model = fb.parse(content)
+    main = model.subgraphs[0]
+    for number in numbers:
+        operator = main.operators[number]
+        tensor = int(operator.inputs[0])
+        negates = fb.operator_name(model, operator) == "NEG"
+        operator.inputs = [tensor, _minus_one(model) if negates else tensor]
+        operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
+        operator.builtinOptions = schema.MulOptionsT()
+        operator.opcodeIndex = fb.operator_code(model, "MUL")
+    return fb.pack(model)
+
+
+def _minus_one(model: schema.ModelT) -> int:
+    buffer, tensor = schema.BufferT(), schema.TensorT()
+    buffer.data = np.array([-1.0], np.float32).view(np.uint8)
+    tensor.shape, tensor.hasRank = np.zeros(0, np.int32), True
+    tensor.type, tensor.buffer = schema.TensorType.FLOAT32, len(model.buffers)
+    model.buffers.append(buffer)
+    model.subgraphs[0].tensors.append(tensor)
+    return len(model.subgraphs[0].tensors) - 1
 
 
 def _matrix(kernel: schema.TensorT) -> schema.TensorT:
