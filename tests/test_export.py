@@ -68,6 +68,19 @@ def test_references_take_the_shape_of_the_data():
     assert tflite.audit("lenet300.tflite").inputs[0]["shape"] == [1, 8, 8, 1]
 
 
+def test_the_words_of_convert_are_flags(model, here, capsys):
+    (here / "rules.yaml").write_text('- {layers: ".*conv.*", scheme: float16}\n')
+    words = ["net.keras", "--data", "digits", "--samples", "16"]
+    mixed = [*words, "--scheme", "mixed", "--rules", "rules.yaml", "--output", "m.tflite"]
+    chosen = [*words, "--rounding", "{kmeans: {clusters: 4}}", "--ranges", "mse", "--equalize"]
+    assert export.main(mixed) == export.main([*chosen, "--correct-bias"]) == 0
+    assert {"FLOAT16", "INT8"} <= set(tflite.audit("m.tflite").tensors)
+    audit = tflite.audit("net.tflite")
+    assert audit.full_integer and max(weight.distinct for weight in audit.weights) <= 4
+    assert export.main([*words, "--scheme", "int4", "--rounding", "adaround"]) == 0
+    assert tflite.audit("net.tflite").tensors["INT4"] >= 1
+
+
 class Rounded(layers.Layer):
     """`tf.round` has no integer kernel in LiteRT."""
 
@@ -100,6 +113,10 @@ def bad_inputs():
     yield "no model", [], "one MODEL"
     yield "unknown scheme", ["net.keras", "--scheme", "int9"], "Did you mean 'int8'"
     yield "no samples", ["net.keras"], "--data"
+    yield "unknown rounding", ["net.keras", "--rounding", "adround"], "Did you mean 'adaround'"
+    yield "not YAML", ["net.keras", "--ranges", "{"], "The value of --ranges is not YAML"
+    yield "no rules", ["net.keras", "--rules", "none.yaml"], "none.yaml cannot be read"
+    yield "biases", ["net.keras", "--correct_bias", "--scheme", "int4"], "--correct_bias is for"
     yield "unknown standardisation", ["net.keras", "--standardize", "unitt"], "Did you mean 'unit'"
     yield "unknown data", ["net.keras", "--data", "digit"], "Did you mean 'digits'"
     yield "another shape", ["net.keras", "--data", wrong], "(n, 8, 8, 1). Received: (28, 9, 9, 1)"

@@ -4,11 +4,18 @@ MODEL is a .keras or .h5 file (also those of Keras 2 that Keras 3 refuses), a Sa
 python:module:function, or a built-in reference (lenet5, resnet8, mobilenet:0.25, ...).
 
 The file gets its name only after it was run on the LiteRT interpreter, compared with the Keras
-model, and read back. int8 is full integer: int8 in, int8 out, no float tensor. If that is not so,
-no file is written, the operators at fault are named, and the exit status is 1.
+model, and read back. int8 and int4 are full integer: int8 in, int8 out, no float tensor. If that is
+not so, no file is written, the operators at fault are named, and the exit status is 1.
+
+How the integers are found is chosen by words that are a name or a mapping, such as
+--rounding '{kmeans: {clusters: 16}}'. --rules is a YAML file, a list such as
+  - {layers: ".*attention.*", scheme: float16}
+  - {layers: conv1, scheme: int4, rounding: adaround}
 
 Examples:
   python -m tfcompress.export model.keras --scheme float16
+  python -m tfcompress.export model.keras --scheme int4 --data npz:f.npz --rounding adaround
+  python -m tfcompress.export model.keras --scheme mixed --data npz:f.npz --rules rules.yaml
   python -m tfcompress.export model.keras --scheme int8 --data npz:mnist.npz
   python -m tfcompress.export resnet8.h5 --data images:cifar10 --standardize none --json
 
@@ -22,10 +29,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from absl import flags
 
-from tfcompress import commands, data, models, tflite
-from tfcompress.errors import InputError, unknown
+from tfcompress import commands, data, models, recipe, structured, tflite
+from tfcompress.errors import InputError, require, unknown
 from tfcompress.files import written_whole
 from tfcompress.tflite.interpreter import noise, start
 
@@ -33,8 +41,36 @@ FLAGS = commands.flags("json", "unsafe")
 flags.DEFINE_string(
     "scheme",
     "int8",
-    "float32, float16 (weights), dynamic (int8 weights), int8 (full integer) or int16x8 (int16 "
-    "activations, int8 weights).",
+    "float32, float16 (weights), dynamic (int8 weights), int8 (full integer), int16x8 (int16 "
+    "activations, int8 weights), int4 (full integer, 4-bit weights where they cost no time), mixed "
+    "(see --rules) or sparse (float32, kernels of zeros stored without them).",
+    flag_values=FLAGS,
+)
+_WORDS = {
+    "rounding": "Of weights: nearest, truncate, stochastic, max_plus_one, kmeans or adaround.",
+    "ranges": "Of activations: min_max, ema, percentile, mse, entropy or sigma.",
+    "weight_ranges": "Of weights: as --ranges.",
+    "granularity": "What shares a scale: per_channel, per_tensor or '{blocks: {size: 32}}'.",
+    "activations": "Of int4: int8, dynamic (floats, quantized by the kernel) or float32.",
+    "target": "Whom int4 is for: xnnpack, tflm (TFLite Micro) or reference (LiteRT's own kernels).",
+}
+for _word, _help in _WORDS.items():
+    flags.DEFINE_string(_word, None, _help, flag_values=FLAGS)
+flags.DEFINE_string(
+    "rules",
+    None,
+    "A YAML file: a list of {layers: REGEX, ...} with rounding, weight_ranges, granularity and, "
+    "for the scheme mixed, scheme and activations, or {layers: REGEX, skip: REASON}.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
+    "equalize", False, "First give a layer's channels weights of like ranges.", flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "correct_bias",
+    False,
+    "First have biases make up for the mean error of the quantized weights (dynamic, int8 and "
+    "int16x8).",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -70,8 +106,7 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
     """Converts, verifies and writes one model."""
     if len(arguments) != 1:
         raise InputError(f"export takes one MODEL. Received: {' '.join(arguments) or 'none'}")
-    if options.scheme not in tflite.SCHEMES:
-        tflite.convert(None, options.scheme)  # says which scheme is meant
+    words = _words(options)
     if options.standardize not in data.STANDARDIZATIONS:
         raise unknown("standardisation", options.standardize, data.STANDARDIZATIONS)
     source = data.load(options.data, standardize=options.standardize) if options.data else None
@@ -84,15 +119,18 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
     samples = source.samples(options.samples) if source else None
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", message="Model .* as dynamic keeps")
-        content = tflite.convert(model, options.scheme, samples, keep_names=options.keep_names)
+        warnings.filterwarnings("always", message="Model .* as (dynamic keeps|.*could not hold)")
+        prepared = _prepared(model, options, words, samples)
+        content = tflite.convert(
+            prepared, options.scheme, samples, keep_names=options.keep_names, **words
+        )
     for note in notes:
         print(f"note: {note.message}", file=sys.stderr)
     audit = tflite.audit(content)
     compared = noise(start(content), 64) if samples is None else samples
     comparison = tflite.compare(model, content, compared)
 
-    problems = _problems(audit, options.scheme)
+    problems = _problems(audit, options.scheme, words)
     path = pathlib.Path(options.output) if options.output else default_output(arguments[0])
     if not problems:
         with written_whole(path) as file:
@@ -111,6 +149,32 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
         f"{'Not written.' if problems else f'Written: {path}'}"
     )
     return commands.Outcome(result, text, problems)
+
+
+def _words(options: flags.FlagValues) -> dict[str, Any]:
+    """Returns how the integers are found, as `convert` takes it, checked."""
+    given = {word: options[word].value for word in _WORDS if options[word].value is not None}
+    words = {word: recipe.read_value(text, f"--{word}") for word, text in given.items()}
+    if options.rules:
+        words["rules"] = recipe.read_rules(options.rules)
+    tflite.Request(options.scheme, **words)
+    fits = not options.correct_bias or options.scheme in ("dynamic", "int8", "int16x8")
+    rule = "is for the schemes dynamic, int8 and int16x8: others do not say the bits of all weights"
+    require(fits, "--correct_bias", rule, scheme=options.scheme)
+    return words
+
+
+def _prepared(
+    model: keras.Model, options: flags.FlagValues, words: dict[str, Any], samples: Any
+) -> keras.Model:
+    """Returns the model that is quantized: equalized, its biases corrected, as wished."""
+    if options.equalize:
+        model = structured.equalize(model)
+    if options.correct_bias:
+        names = {"granularity": "granularity", "ranges": "weight_ranges", "rounding": "rounding"}
+        chosen = {name: words[word] for name, word in names.items() if word in words}
+        model = structured.correct_bias(model, samples, **chosen)
+    return model
 
 
 _AUDITED = (
@@ -134,14 +198,15 @@ def default_output(spec: str) -> pathlib.Path:
     return (folder if folder.is_dir() else pathlib.Path()) / f"{name}.tflite"
 
 
-def _problems(audit: tflite.Audit, scheme: str) -> list[str]:
-    if scheme not in ("int8", "int16x8"):
+def _problems(audit: tflite.Audit, scheme: str, words: dict[str, Any]) -> list[str]:
+    full = scheme in ("int8", "int16x8", "int4") and words.get("activations", "int8") == "int8"
+    if not full:
         return []
     if not audit.full_integer:
         names = audit.float_operators
         counts = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
         return [f"the file is not full integer. Float operators: {', '.join(counts)}"]
-    wanted = "int8" if scheme == "int8" else "int16"
+    wanted = "int16" if scheme == "int16x8" else "int8"
     return [
         f"{tensor['name']} must be {wanted}, but is {tensor['dtype']}"
         for tensor in (*audit.inputs, *audit.outputs)

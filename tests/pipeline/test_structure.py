@@ -80,6 +80,26 @@ def test_a_run_goes_on_behind_stages_whose_structure_data_has_decided(whole, tmp
     assert again.record["stages"][3]["changed"] == whole.record["stages"][3]["changed"]
 
 
+def test_weights_are_prepared_and_the_files_integers_chosen(tmp_path):
+    stages = [
+        {"train": SHORT},
+        {"equalize": {}},
+        {"correct_bias": {"bits": 4, "samples": 20, "rounding": {"kmeans": {"clusters": 4}}}},
+    ]
+    export = {
+        "scheme": "mixed",
+        "samples": 20,
+        "rounding": {"kmeans": {"clusters": 4}},
+        "rules": [{"layers": "hidden", "scheme": "int4"}],
+    }
+    made = run_recipe(RECIPE | {"stages": stages, "export": export}, tmp_path / "out", say=quiet)
+    audit = tflite.audit(made.output / "model.tflite")
+    assert audit.full_integer and audit.tensors["INT4"] == 1
+    assert max(weight.distinct for weight in audit.weights) <= 4
+    resolved = recipe.read(made.output / "recipe.yaml")
+    assert resolved.export.words["rules"] == export["rules"]
+
+
 def test_changes_names_kernels_that_come_and_go():
     def small(units, *more):
         return keras.Sequential([keras.Input((3,)), L.Dense(units, name="one"), *more])

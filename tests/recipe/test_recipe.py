@@ -120,6 +120,10 @@ BAD = {
     "[2, 65536]. Received: clusters=1": {"stages": [{"cluster": {"clusters": 1}}]},
     "Did you mean 'int8'": {"stages": [{"quantize_aware": {"scheme": "int88"}}]},
     "Unknown scheme of export": {"export": {"scheme": "int9"}},
+    "Unknown rounding": {"export": {"rounding": "adround"}},
+    "finds no integers": {"export": {"scheme": "float16", "ranges": "mse"}},
+    "Did you mean 'mse'": {"stages": [{"correct_bias": {"ranges": "msee"}}]},
+    "`bits` of stages.0.correct_bias": {"stages": [{"correct_bias": {"bits": 1}}]},
     "`epochs` of stages.0.train must be greater than or equal to 1. Received: 0": {
         "stages": [{"train": {"epochs": 0}}]
     },

@@ -9,11 +9,14 @@ from tfcompress.recipe import Recipe
 def run_checks(resolved: Recipe, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns {name, limit, value, passed, problem} for each check that the recipe makes.
 
-    `full_integer` belongs to scheme int8; the others are keys of the recipe's `check`.
+    `full_integer` belongs to the schemes of integers alone; the others are keys of the recipe's
+    `check`.
     `problem` is a sentence for a check that failed, else "".
     """
     found = []
-    if resolved.export.scheme == "int8":
+    export = resolved.export
+    full = export.scheme in ("int8", "int16x8", "int4")
+    if full and export.activations in (None, "int8"):
         audit = record["audit"]
         problem = f"float operators in model.tflite: {', '.join(audit['float_operators'])}"
         if not audit["float_operators"]:

@@ -79,9 +79,12 @@ def finish(
     samples = data.samples(resolved.export.samples, resolved.seed)
     save(model, beside / "model.keras", from_logits)
     model.load_weights(beside / "model.keras")
-    after = _row(model, resolved.export.scheme, resolved, data, samples, beside / "model.tflite")
+    export = resolved.export
+    words = {"scheme": export.scheme, **export.words}
+    after = _row(model, words, resolved, data, samples, beside / "model.tflite")
     with baseline.restored() as original:
-        before = _row(original, "float32", resolved, data, samples, beside / "baseline.tflite")
+        words = {"scheme": "float32"}
+        before = _row(original, words, resolved, data, samples, beside / "baseline.tflite")
     latency = _latency(resolved, beside, say)
     for row, reading in zip((before, after), latency, strict=False):
         row["median_latency_ms"] = reading["median_ms"]
@@ -114,14 +117,15 @@ def finish(
 
 def _row(
     model: keras.Model,
-    scheme: str,
+    words: dict[str, Any],
     resolved: Recipe,
     data: Data,
     samples: np.ndarray,
     path: pathlib.Path,
 ) -> dict[str, Any]:
     """Converts the model into the file and returns its side of the before/after table."""
-    path.write_bytes(tflite.convert(model, scheme, samples, resolved.export.keep_names))
+    keep_names = resolved.export.keep_names
+    path.write_bytes(tflite.convert(model, samples=samples, keep_names=keep_names, **words))
     audit = tflite.audit(path)
     measures = measure.measure_model(model)
     return {

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfcompress import recipe, structured, wrappers
+from tfcompress import recipe, rules, structured, wrappers
 from tfcompress.data import Data
 from tfcompress.weights import kernels
 
@@ -23,6 +23,10 @@ def transform(
     match stage:
         case recipe.FoldBatchNorm():
             return structured.fold_batch_norm(model)
+        case recipe.Equalize():
+            return structured.equalize(model, stage.largest_factor, stage.sweeps, stage.unclip)
+        case recipe.CorrectBias():
+            return _correct_bias(model, stage, data, seed)
         case recipe.QuantizeAware():
             samples = data.samples(stage.samples, seed) if data and stage.samples else None
             return wrappers.quantize_aware(model, stage.scheme, samples, rules=stage.rules)
@@ -54,6 +58,17 @@ def transform(
                 model, data, stage.max_saliency, loss, saliency=stage.saliency, step=stage.step
             )
     return model
+
+
+def _correct_bias(
+    model: keras.Model, stage: recipe.CorrectBias, data: Data | None, seed: int
+) -> keras.Model:
+    words = {key: getattr(stage, key) for key in ("bits", "granularity", "ranges", "rounding")}
+    if data is None:
+        rules.resolve(stage.rules, kernels(model), words)
+        return model
+    samples = data.samples(stage.samples, seed)
+    return structured.correct_bias(model, samples, method=stage.method, rules=stage.rules, **words)
 
 
 def _prune_channels(

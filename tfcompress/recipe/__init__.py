@@ -1,11 +1,13 @@
 """A recipe: one YAML file that says what is done to a model, checked before anything runs."""
 
 from tfcompress.recipe.keys import Check, DataKeys, Export, Recipe, plain
-from tfcompress.recipe.reading import STAGES, read
+from tfcompress.recipe.reading import STAGES, read, read_rules, read_value
 from tfcompress.recipe.stages import Cluster, FitKeys, Iterative, Prune, QuantizeAware, Stage, Train
 from tfcompress.recipe.structure import (
+    CorrectBias,
     CropInputs,
     DropLayers,
+    Equalize,
     FoldBatchNorm,
     MergeChannels,
     PoolHead,
@@ -20,9 +22,11 @@ __all__ = [
     "STAGES",
     "Check",
     "Cluster",
+    "CorrectBias",
     "CropInputs",
     "DataKeys",
     "DropLayers",
+    "Equalize",
     "Export",
     "FitKeys",
     "FoldBatchNorm",
@@ -41,4 +45,6 @@ __all__ = [
     "Trim",
     "plain",
     "read",
+    "read_rules",
+    "read_value",
 ]

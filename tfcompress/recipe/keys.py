@@ -16,7 +16,7 @@ from tfcompress import data
 from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.base import Count, Keys, Positive, Share, Step
 from tfcompress.recipe.stages import Stage
-from tfcompress.tflite import SCHEMES
+from tfcompress.tflite import SCHEMES, Request
 
 
 class AugmentKeys(Keys):
@@ -67,18 +67,34 @@ class DataKeys(Keys):
 
 
 class Export(Keys):
-    """The `.tflite` file: its scheme, and the training images that calibrate and verify it."""
+    """The `.tflite` file: its scheme, and the training images that calibrate and verify it.
+
+    The other keys are the words of `tfc.convert`: None is what the TFLite converter does.
+    """
 
     scheme: str = "int8"
     samples: Count = 200
     keep_names: bool = False
+    rounding: Any = None
+    ranges: Any = None
+    weight_ranges: Any = None
+    granularity: Any = None
+    rules: list[dict[str, Any]] = []
+    activations: str | None = None
+    target: str = "xnnpack"
 
-    @pydantic.field_validator("scheme")
-    @classmethod
-    def _known_scheme(cls, word):
-        if word not in SCHEMES:
-            raise unknown("scheme of export", word, SCHEMES)
-        return word
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.scheme not in SCHEMES:
+            raise unknown("scheme of export", self.scheme, SCHEMES)
+        Request(self.scheme, **self.words)
+        return self
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """How the integers are found, as `tfc.convert` takes it."""
+        keys = type(self).model_fields.keys() - {"scheme", "samples", "keep_names"}
+        return {key: getattr(self, key) for key in sorted(keys)}
 
 
 class Check(Keys):

@@ -27,6 +27,8 @@ STAGES: dict[str, type[Stage]] = {
         stages.QuantizeAware,
         stages.Iterative,
         structure.FoldBatchNorm,
+        structure.Equalize,
+        structure.CorrectBias,
         structure.PruneChannels,
         structure.RemoveChannels,
         structure.MergeChannels,
@@ -85,20 +87,42 @@ def read(
     return _build(values)
 
 
-def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
+def read_rules(path: str) -> list[dict[str, Any]]:
+    """Returns the rules of a YAML file: a list of mappings, or a mapping with the key `rules`."""
+    values = _load_yaml(pathlib.Path(path), "Rules")
+    if isinstance(values, dict) and list(values) == ["rules"]:
+        values = values["rules"]
+    if not isinstance(values, list):
+        raise InputError(f"Rules {path} must be a list of mappings. Received: {values!r:.60}")
+    return values
+
+
+def read_value(text: str, owner: str) -> Any:
+    """Returns what a word of YAML on the command line says: a name, a number, a mapping."""
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise InputError(f"Recipe {path} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"Recipe {path} is not a text file ({error.reason}).") from error
-    try:
-        values = yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise InputError(f"Recipe {path} is not YAML ({_one_line(error)}).") from error
+        raise InputError(f"The value of {owner} is not YAML ({_one_line(error)}).") from error
+
+
+def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
+    values = _load_yaml(path, "Recipe")
     if not isinstance(values, dict):
         raise InputError(f"Recipe {path} must be a mapping of keys. Received: {values!r:.60}")
     return values
+
+
+def _load_yaml(path: pathlib.Path, kind: str) -> Any:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"{kind} {path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{kind} {path} is not a text file ({error.reason}).") from error
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{kind} {path} is not YAML ({_one_line(error)}).") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -136,11 +160,7 @@ def _overridden(values: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"An override must be KEY=VALUE. Received: {override!r}")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"The value of {key} is not YAML ({_one_line(error)}).") from error
-    return _with(values, key.split("."), value, key)
+    return _with(values, key.split("."), read_value(text, key), key)
 
 
 def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:

@@ -3,11 +3,12 @@
 Stages that train (`train`, `cluster`, ...) follow them and fine-tune what is left.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
+from pydantic import Field
 
-from tfcompress import clustering, structured
+from tfcompress import clustering, quantization, structured
 from tfcompress.errors import InputError
 from tfcompress.recipe.base import Count, OpenShare, Positive, Share
 from tfcompress.recipe.stages import Stage
@@ -18,6 +19,38 @@ class FoldBatchNorm(Stage):
     """Folds BatchNorm into its neighbours, exactly; it does not train and has no keys."""
 
     word: ClassVar[str] = "fold_batch_norm"
+
+
+class Equalize(Stage):
+    """`tfc.equalize`: channels get weights of like ranges; the function stays the same."""
+
+    word: ClassVar[str] = "equalize"
+
+    largest_factor: float = 1000.0
+    sweeps: Count = 100
+    unclip: bool = False
+
+
+class CorrectBias(Stage):
+    """`tfc.correct_bias`: biases make up for the mean error of weights quantized as said here.
+
+    The words are those of `export`; `samples` training images tell the means.
+    """
+
+    word: ClassVar[str] = "correct_bias"
+    methods: ClassVar[dict[str, Registry]] = {
+        "granularity": quantization.GRANULARITIES,
+        "ranges": quantization.RANGES,
+        "rounding": quantization.ROUNDINGS,
+    }
+
+    method: str = "empirical"
+    bits: Annotated[int, Field(ge=2, le=16)] = 8
+    granularity: Any = "per_channel"
+    ranges: Any = "min_max"
+    rounding: Any = "nearest"
+    samples: Count = 200
+    rules: list[dict[str, Any]] = []
 
 
 class PruneChannels(Stage):

@@ -5,7 +5,7 @@ from tfcompress.tflite.compare import Comparison, compare
 from tfcompress.tflite.convert import convert
 from tfcompress.tflite.interpreter import run, run_integers
 from tfcompress.tflite.latency import Latency, Operator, measure_latency
-from tfcompress.tflite.request import SCHEMES
+from tfcompress.tflite.request import SCHEMES, Request
 from tfcompress.tflite.slim import slim
 from tfcompress.tflite.sparse_inference import (
     SparseInference,
@@ -19,6 +19,7 @@ __all__ = [
     "Comparison",
     "Latency",
     "Operator",
+    "Request",
     "SparseInference",
     "SparseLayer",
     "Weight",
