@@ -15,7 +15,7 @@ FLOORS = [
     {"tflite"},
     {"structured"},
     {"callbacks", "wrappers", "legacy"},
-    {"recipe", "pipeline", "report"},
+    {"recipe", "pipeline", "report", "search"},
     {"analyze", "commands", "compress", "export", "latency"},
 ]
 # Floors 0, 1, 6 and 7 are built of single files that may use one another.

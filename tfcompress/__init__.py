@@ -24,6 +24,7 @@ from tfcompress.errors import InputError
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
 from tfcompress.report import quantization_report
+from tfcompress.search import mixed_precision
 from tfcompress.structured import (
     channel_groups,
     correct_bias,
@@ -81,6 +82,7 @@ __all__ = [
     "kept_features",
     "measure_latency",
     "merge_channels",
+    "mixed_precision",
     "models",
     "pool_head",
     "preserve",
