@@ -132,3 +132,11 @@ def test_a_step_that_never_comes_is_a_warning(data):
     schedule = tfc.schedules.Polynomial(end=0.5, end_step=100)
     with pytest.warns(UserWarning, match="before end_step=100: the final sparsity"):
         fit(small_model(), data, tfc.PruneOnSchedule(schedule))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "gmm"])
+def test_the_number_of_clusters_may_be_left_open(data, method):
+    model = small_model()
+    callback = tfc.ClusterOnSchedule({method: {"clusters": "auto"}}, update_every=8)
+    fit(model, data, callback)
+    assert 2 <= distinct(model.get_layer("head")) <= 48

@@ -6,22 +6,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tfcompress.clustering import METHODS
+from tfcompress.clustering import METHODS, most
+from tfcompress.errors import InputError
 
 BLOCKS = st.tuples(st.integers(1, 30), st.integers(1, 3)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=st.floats(-10, 10, width=16))
 )
+# A network is trained at each fit.
+SLOW = {"autoencoder": {"rounds": 1, "epochs": 2}}
+FIND_THEIR_NUMBER = ("bgmm", "dbscan", "hdbscan", "kde")
+TAKE_AUTO = [name for name in METHODS.names() if name not in FIND_THEIR_NUMBER]
+
+
+def create(name, **arguments):
+    return METHODS.create({name: arguments | SLOW.get(name, {})})
+
+
+def kernel(size, count=600):
+    return np.random.default_rng(0).laplace(size=(count, size)).astype(np.float32)
 
 
 def test_names():
-    assert METHODS.names() == ("kmeans", "linear")
+    assert METHODS.names() == (
+        "autoencoder",
+        "bgmm",
+        "dbscan",
+        "density_linear",
+        "entropy_kmeans",
+        "gmm",
+        "hashing",
+        "hdbscan",
+        "hierarchical",
+        "kde",
+        "kmeans",
+        "linear",
+        "lle",
+        "random",
+        "som",
+        "spectral",
+    )
 
 
-@pytest.mark.parametrize("name", METHODS.names())
-@settings(max_examples=40)
-@given(blocks=BLOCKS, clusters=st.integers(2, 6))
-def test_the_contract_of_methods(name, blocks, clusters):
-    method, before = METHODS.create({name: {"clusters": clusters}}), blocks.copy()
+def check(method, blocks, clusters):
+    before = blocks.copy()
     codebook = method.fit(blocks)
     count, size = blocks.shape
     assert codebook.centroids.dtype == np.float32 and codebook.indices.dtype == np.int32
@@ -35,4 +62,109 @@ def test_the_contract_of_methods(name, blocks, clusters):
     assert codebook.sse(blocks) <= ((blocks - blocks.mean(axis=0)) ** 2).sum() * 1.01 + 1e-6
     np.testing.assert_array_equal(codebook.centroids, method.fit(blocks).centroids)
     np.testing.assert_array_equal(blocks, before)
+    return codebook
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if name not in SLOW])
+@settings(max_examples=25)
+@given(blocks=BLOCKS, clusters=st.integers(2, 6))
+def test_the_contract_of_methods(name, blocks, clusters):
+    method = create(name, clusters=clusters)
+    check(method, blocks, clusters)
     assert METHODS.create(METHODS.describe(method)) == method
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("name", METHODS.names())
+def test_kernels_and_their_weights(name, size):
+    blocks, method = kernel(size), create(name, clusters=5)
+    codebook = check(method, blocks, 5)
+    for index, centroid in enumerate(codebook.centroids):
+        mean = blocks[codebook.indices == index].mean(axis=0)
+        np.testing.assert_allclose(centroid, mean, rtol=1e-4, atol=1e-4)
+    weight = np.random.default_rng(1).integers(0, 3, len(blocks)).astype(float)
+    weighed = method.fit(blocks, weight)
+    assert weighed.indices.shape == (len(blocks),) and 1 <= len(weighed.centroids) <= 5
+    for index, centroid in enumerate(weighed.centroids):
+        of = weighed.indices == index
+        mean = np.average(blocks[of], axis=0, weights=weight[of])
+        np.testing.assert_allclose(centroid, mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_blocks_without_weight_do_not_matter(name):
+    """Far-off blocks of weight 0 change no centroid; they go to the nearest one."""
+    blocks, method = kernel(2, 200), create(name, clusters=4)
+    far = np.full((3, 2), 50, np.float32)
+    weight = np.append(np.ones(len(blocks)), np.zeros(len(far)))
+    alone = method.fit(blocks, np.ones(len(blocks)))
+    both = method.fit(np.concatenate([blocks, far]), weight)
+    if name in ("linear", "random"):  # levels lie in the range of all, the order of all is drawn
+        assert len(np.unique(both.indices[len(blocks) :])) == 1
+    else:
+        assert abs(both.centroids).max() < 20
+        assert len(both.centroids) <= 4 and len(alone.centroids) <= 4
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_going_on_from_clusters_found_before(name):
+    blocks, method = kernel(3), create(name, clusters=6)
+    first = method.fit(blocks)
+    moved = blocks + np.float32(0.01)
+    again = method.fit(moved, start=first)
+    assert again.sse(moved) <= 1.3 * first.sse(blocks)
+    kept = blocks[:400]  # a start of another number of blocks
+    assert len(method.fit(kept, start=first).centroids) <= 6
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_constant_kernels_and_single_blocks(name):
+    for blocks in (np.full((40, 2), 0.3, np.float32), np.full((40, 1), -1, np.float32)):
+        for count in (40, 1):
+            codebook = create(name).fit(blocks[:count])
+            np.testing.assert_array_equal(codebook.decode(), blocks[:count])
+            assert len(codebook.centroids) == 1
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_one_distant_weight_and_tiny_scales(name):
+    blocks = kernel(1, 300) * np.float32(1e-6)
+    blocks[7] = 1.0
+    codebook = create(name, clusters=4).fit(blocks)
+    assert np.isfinite(codebook.centroids).all() and len(codebook.centroids) <= 4
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_bad_input_is_one_line(name):
+    owner = type(create(name)).__name__
+    wrong = [
+        (lambda: create(name, clusters=1), rf"clusters of {owner} must be .*\[2, .*clusters=1"),
+        (lambda: create(name, clusters=2.5), f"clusters of {owner}"),
+        (lambda: create(name).fit(np.ones(3)), rf"blocks of {owner} must have shape \(n, d\)"),
+        (lambda: create(name).fit([[np.nan]]), f"blocks of {owner} must be finite"),
+        (lambda: create(name).fit([[1], [2]], [1]), f"sample_weight of {owner} must have shape"),
+        (lambda: create(name).fit([[1], [2]], [1, -1]), "must be finite, not negative"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(InputError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TAKE_AUTO)
+def test_auto_finds_three_heaps(name):
+    centers = np.array([[0, 0], [9, 0], [0, 9]], np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.4, (50, 3, 2)).astype(np.float32)
+    blocks = (centers + noise).reshape(-1, 2)
+    method = create(name, clusters="auto", criterion="silhouette")
+    assert most(method) == 64
+    # Levels along one axis cannot part three heaps that lie in a plane, nor must random picks.
+    expected = range(2, 65) if name in ("linear", "density_linear", "random") else (3,)
+    if name != "autoencoder":  # hardly trained here
+        assert len(method.fit(blocks).centroids) in expected
+
+
+@pytest.mark.parametrize("name", FIND_THEIR_NUMBER)
+def test_methods_that_find_their_number_take_no_auto(name):
+    with pytest.raises(InputError, match="whole number"):
+        create(name, clusters="auto")

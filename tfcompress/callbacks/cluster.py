@@ -127,7 +127,7 @@ class ClusterOnSchedule(KernelCallback):
             )
         size = int(np.prod(kernel.variable.shape))
         require(
-            method.clusters <= size,
+            method.clusters == "auto" or method.clusters <= size,
             f"clusters for {kernel.path}",
             f"must not be more than its {size} weights (a rule with `clusters` or `skip` helps)",
             clusters=method.clusters,
@@ -136,7 +136,7 @@ class ClusterOnSchedule(KernelCallback):
 
     def _most_groups(self, kernel: Kernel) -> int:
         method, block = self._plans[kernel.path]
-        return method.clusters * block[0] * block[1] + (not self.keep_zeros)
+        return clustering.most(method) * block[0] * block[1] + (not self.keep_zeros)
 
     def _cluster(self, kernel: Kernel, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the clustered kernel and which of its weights share a value."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.clustering import METHODS, arrays, scalar
+from tfcompress.clustering import METHODS, arrays, choose, landmarks, scalar
 from tfcompress.clustering.codebook import Codebook
 
 # Above this many blocks Lloyd sees a mini-batch at a time.
@@ -24,7 +24,8 @@ class KMeans:
     optimum: k-means++ and Lloyd, on mini-batches above 100,000 blocks. Where there are fewer
     distinct blocks than `clusters`, each is a centroid and nothing is lost.
 
-    `clusters`: in [2, 65536]. `seed`: at least 0. `max_iterations` of Lloyd's rule: at least 1.
+    `clusters`: in [2, 65536], or "auto": 2 to 64 by `criterion` ("knee", "silhouette" or "bic", see
+    `choose`). `seed`: at least 0. `max_iterations` of Lloyd's rule: at least 1.
 
     Sources: Lloyd 1982; Arthur and Vassilvitskii 2007 (k-means++); Wang and Song 2011 and
     Gronlund et al. 2017 (one dimension).
@@ -33,45 +34,49 @@ class KMeans:
     [[0.5], [9.0]]
     """
 
-    clusters: int = 16
+    clusters: int | str = 16
     seed: int = 0
     max_iterations: int = 300
+    criterion: str = "knee"
 
     def __post_init__(self) -> None:
-        arrays.check_whole(self, "clusters", 2, 65536)
+        choose.check(self, 65536)
         arrays.check_whole(self, "seed", 0, 2**32 - 1)
         arrays.check_whole(self, "max_iterations", 1, 10**6)
 
-    def fit(self, blocks: np.ndarray, sample_weight: np.ndarray | None = None) -> Codebook:
+    def fit(
+        self,
+        blocks: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        start: Codebook | None = None,
+    ) -> Codebook:
         """Returns the codebook of `blocks`, float (n, d) and finite, at least one.
 
-        `sample_weight` (n,), not negative and not all zero, says how much each block counts.
+        `sample_weight` (n,), not negative and not all zero, says how much each block counts. From
+        the centroids of `start`, if it has `clusters` of them, Lloyd's rule goes on for blocks.
         """
         blocks, sample_weight = arrays.checked(blocks, sample_weight, "KMeans")
+        clusters = landmarks.number_of_clusters(self, blocks, sample_weight)
         if blocks.shape[1] == 1:
-            return scalar.fit(blocks[:, 0], sample_weight, self.clusters, self.max_iterations)
-        return self._fit_blocks(blocks, sample_weight)
-
-    def _fit_blocks(self, blocks: np.ndarray, sample_weight: np.ndarray | None) -> Codebook:
-        if len(np.unique(blocks[: 2 * self.clusters], axis=0)) <= self.clusters:
-            distinct, indices = np.unique(blocks, axis=0, return_inverse=True)
-            if len(distinct) <= self.clusters:
-                return Codebook(distinct, indices.reshape(-1).astype(np.int32))
+            return scalar.fit(blocks[:, 0], sample_weight, clusters, self.max_iterations)
+        kept = arrays.exact(blocks, clusters)
+        if kept is not None:
+            return kept
         # One thread: with more, the order in which partial sums are added changes from run to run.
         import threadpoolctl
 
+        before = arrays.centroids_of(start, clusters, blocks.shape[1], "KMeans")
         with threadpoolctl.threadpool_limits(limits=1):
-            labels = self._estimator(len(blocks)).fit(blocks, None, sample_weight).labels_
-        _, indices = np.unique(labels, return_inverse=True)
-        indices = indices.reshape(-1).astype(np.int32)
-        return Codebook(arrays.means(blocks, indices, sample_weight), indices)
+            estimator = self._estimator(len(blocks), clusters, before)
+            labels = estimator.fit(blocks, None, sample_weight).labels_
+        return arrays.codebook(blocks, labels, sample_weight)
 
-    def _estimator(self, count: int) -> Any:
+    def _estimator(self, count: int, clusters: int, before: np.ndarray | None) -> Any:
         from sklearn import cluster
 
         arguments: dict[str, Any] = {
-            "n_clusters": self.clusters,
-            "init": "k-means++",
+            "n_clusters": clusters,
+            "init": "k-means++" if before is None else before,
             "n_init": 1,
             "max_iter": self.max_iterations,
             "random_state": self.seed,

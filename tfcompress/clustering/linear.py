@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tfcompress.clustering import METHODS, arrays
+from tfcompress.clustering import METHODS, arrays, choose, landmarks
 from tfcompress.clustering.codebook import Codebook
 
 
@@ -19,7 +19,7 @@ class Linear:
     entropy: at equal accuracy the deflated file is often smaller. Blocks (d > 1) are levelled by
     their mean position in the ranges of their entries.
 
-    `clusters`: in [2, 65536].
+    `clusters`: in [2, 65536], or "auto": 2 to 64 by `criterion` ("knee", "silhouette" or "bic").
 
     Source: Han, Mao and Dally 2016, "Deep Compression", section 3.2 (linear initialisation).
 
@@ -28,31 +28,34 @@ class Linear:
            [10.]], dtype=float32)
     """
 
-    clusters: int = 16
+    clusters: int | str = 16
+    criterion: str = "knee"
 
     def __post_init__(self) -> None:
-        arrays.check_whole(self, "clusters", 2, 65536)
+        choose.check(self, 65536)
 
-    def fit(self, blocks: np.ndarray, sample_weight: np.ndarray | None = None) -> Codebook:
+    def fit(
+        self,
+        blocks: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        start: Codebook | None = None,
+    ) -> Codebook:
         """Returns the codebook of `blocks`, float (n, d) and finite, at least one.
 
         `sample_weight` (n,), not negative and not all zero, says how much each block counts in its
-        level's mean.
+        level's mean. The levels do not depend on a `start`.
         """
         blocks, sample_weight = arrays.checked(blocks, sample_weight, "Linear")
-        few = blocks[: 2 * self.clusters]
-        if len(np.unique(few, axis=0)) <= self.clusters:
-            distinct, indices = np.unique(blocks, axis=0, return_inverse=True)
-            if len(distinct) <= self.clusters:
-                return Codebook(distinct, indices.reshape(-1).astype(np.int32))
-        levels = self._levels(blocks)
-        _, indices = np.unique(levels, return_inverse=True)
-        indices = indices.reshape(-1).astype(np.int32)
-        return Codebook(arrays.means(blocks, indices, sample_weight), indices)
+        clusters = landmarks.number_of_clusters(self, blocks, sample_weight)
+        kept = arrays.exact(blocks, clusters)
+        if kept is not None:
+            return kept
+        return arrays.codebook(blocks, _levels(blocks, clusters), sample_weight)
 
-    def _levels(self, blocks: np.ndarray) -> np.ndarray:
-        """Returns each block's level in [0, clusters)."""
-        low = blocks.min(axis=0)
-        width = blocks.max(axis=0) - low
-        position = ((blocks - low) / np.where(width > 0, width, 1)).mean(axis=1)
-        return np.minimum((position * self.clusters).astype(np.int32), self.clusters - 1)
+
+def _levels(blocks: np.ndarray, clusters: int) -> np.ndarray:
+    """Returns each block's level in [0, clusters)."""
+    low = blocks.min(axis=0)
+    width = blocks.max(axis=0) - low
+    position = ((blocks - low) / np.where(width > 0, width, 1)).mean(axis=1)
+    return np.minimum((position * clusters).astype(np.int32), clusters - 1)

@@ -28,16 +28,18 @@ def fit(
     values: np.ndarray, weight: np.ndarray | None, clusters: int, max_iterations: int
 ) -> Codebook:
     """Returns the codebook of finite float32 `values` (n,), centroids ascending."""
+    values, points = np.ascontiguousarray(values), points_of(values, weight)
+    if len(points.positions) <= clusters:
+        return assign(values, None, points.positions)
+    return assign(values, weight, minimise(points, clusters, max_iterations))
+
+
+def points_of(values: np.ndarray, weight: np.ndarray | None) -> "Points":
+    """Returns the distinct values with their counts or weights; of very many, means of bins."""
     values = np.ascontiguousarray(values)
     weight = np.empty(0) if weight is None else weight
     points = _distinct(values, weight)
-    if points is not None and len(points.positions) <= clusters:
-        return _assign(values, np.empty(0), points.positions)
-    bins = Bins.of(values)
-    if points is None:
-        points = _counted(values, weight, bins)
-    centroids = minimise(points, clusters, max_iterations)
-    return _assign(values, weight, centroids, bins)
+    return _counted(values, weight, Bins.of(values)) if points is None else points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +67,14 @@ def minimise(points: Points, clusters: int, max_iterations: int) -> np.ndarray:
         size = max(PROGRAM_VALUES, VALUES_PER_CLUSTER * clusters)
         few = points.merged(companded_begins(points, min(size, EXACT_VALUES)))
     if clusters * len(few.positions) <= PROGRAM_CELLS:
-        begins = optimal_begins(*_moments(few)[1:], clusters)
+        begins = optimal_begins(*moments(few)[1:], clusters)
     else:
         few = points
         begins = companded_begins(points, clusters)
     return _lloyd(points, few.merged(begins).positions, max_iterations)
 
 
-def _moments(points: Points) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+def moments(points: Points) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """Returns the median and the running sums (m + 1,) of mass * (position - median)^0, 1, 2.
 
     They run from the median outwards, negative to the left: where they began at a far-off value,
@@ -150,7 +152,7 @@ def companded_begins(points: Points, count: int) -> np.ndarray:
 
 def _lloyd(points: Points, centroids: np.ndarray, max_iterations: int) -> np.ndarray:
     """Moves each centroid to the mean of its points until no point changes sides."""
-    center, mass, moment, _ = _moments(points)
+    center, mass, moment, _ = moments(points)
     positions, centroids = points.positions - center, centroids - center
     begins: np.ndarray = np.empty(0)
     for _ in range(max_iterations):
@@ -159,8 +161,8 @@ def _lloyd(points: Points, centroids: np.ndarray, max_iterations: int) -> np.nda
             break
         begins = borders
         cuts = np.concatenate([[0], borders, [len(positions)]])
-        masses, moments = np.diff(mass[cuts]), np.diff(moment[cuts])
-        centroids = np.divide(moments, masses, out=centroids.copy(), where=masses > 0)
+        masses, sums = np.diff(mass[cuts]), np.diff(moment[cuts])
+        centroids = np.divide(sums, masses, out=centroids.copy(), where=masses > 0)
     return centroids + center
 
 
@@ -237,12 +239,19 @@ def _histogram(values, patterns, weight, low, shift, size):
     return masses, sums
 
 
-def _assign(
-    values: np.ndarray, weight: np.ndarray, centroids: np.ndarray, bins: Bins | None = None
+def assign(
+    values: np.ndarray,
+    weight: np.ndarray | None,
+    centroids: np.ndarray,
+    borders: np.ndarray | None = None,
 ) -> Codebook:
-    """Returns the codebook: each value to the nearest centroid, each centroid to its mean."""
-    bins = Bins.of(values) if bins is None else bins
-    borders = _midpoints(centroids)
+    """Returns the codebook: each value to the nearest of ascending centroids, these to means.
+
+    `borders` (k - 1,) take the place of the points halfway between them.
+    """
+    weight = np.empty(0) if weight is None else weight
+    bins = Bins.of(values)
+    borders = _midpoints(centroids) if borders is None else borders
     lowest = np.searchsorted(borders, bins.lowest_values()).astype(np.int32)
     patterns = values.view(np.uint32)
     indices, masses, sums = _nearest(

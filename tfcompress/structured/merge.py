@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.clustering import METHODS
+from tfcompress.clustering import METHODS, most
 from tfcompress.structured import evaluation
 from tfcompress.structured.groups import ChannelGroups, Group, channel_groups
 from tfcompress.structured.prune import require_free
@@ -67,7 +67,7 @@ def merge_channels(
         group
         for group in groups
         if not group.inexact
-        and group.size > clustering.clusters
+        and group.size > most(clustering)
         and limited[group.name].least < group.size
         and _like_reads(group)
     ]

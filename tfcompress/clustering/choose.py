@@ -1,0 +1,144 @@
+"""How many clusters: `clusters="auto"` tries several numbers and takes one by a criterion.
+
+`knee`: where the curve of squared errors over the number of clusters bends most (Satopaa et al.
+2011, "Finding a 'kneedle' in a haystack"). `silhouette`: where the blocks lie much nearer to their
+own centroid than to the next one (simplified silhouette, Hruschka et al. 2006). `bic`: where round
+Gaussian clusters describe the blocks in the fewest bits (Pelleg and Moore 2000).
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tfcompress.clustering import arrays
+from tfcompress.errors import require
+
+AUTO = "auto"
+CRITERIA = ("knee", "silhouette", "bic")
+# All small numbers, because one cluster more matters there, then steps of a quarter or so.
+CANDIDATES = (*range(2, 17), 20, 24, 32, 40, 48, 64)
+
+
+def check(method: Any, most: int) -> None:
+    """Raises `InputError` unless `clusters` is in [2, `most`] or "auto", and `criterion` known."""
+    clusters = method.clusters
+    whole = isinstance(clusters, numbers.Integral) and not isinstance(clusters, bool)
+    owner = f"clusters of {type(method).__name__}"
+    rule = f"must be a whole number in [2, {most}] or '{AUTO}'"
+    valid = clusters == AUTO or (whole and 2 <= clusters <= most)
+    require(valid, owner, rule, clusters=clusters)
+    arrays.check_word(method, "criterion", CRITERIA)
+
+
+def most(method: Any) -> int:
+    """Returns the largest number of clusters that a clustering method may give."""
+    return max(CANDIDATES) if method.clusters == AUTO else method.clusters
+
+
+def fewest(method: Any) -> int:
+    """Returns the number of distinct blocks up to which each is a cluster of its own."""
+    return min(CANDIDATES) if method.clusters == AUTO else method.clusters
+
+
+def candidates(count: int) -> list[int]:
+    """Returns the numbers of clusters that are tried for `count` distinct points."""
+    return [clusters for clusters in CANDIDATES if clusters < count]
+
+
+def best(
+    points: np.ndarray,
+    masses: np.ndarray,
+    labels_for: Callable[[int], np.ndarray],
+    criterion: str = "knee",
+) -> int:
+    """Returns the best number of clusters for points (m, d) with masses (m,), more than two.
+
+    `labels_for` is a function from a number of clusters to labels (m,). Where the curve of errors
+    has no knee, the largest number tried is taken.
+    """
+    found = {clusters: labels_for(clusters) for clusters in candidates(len(points))}
+    if criterion == "knee":
+        return _knee(points, masses, found)
+    score = simplified_silhouette if criterion == "silhouette" else _negative_bic
+    return max(found, key=lambda clusters: score(points, masses, found[clusters]))
+
+
+def sse(points: np.ndarray, masses: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the sum of squared errors of clusters given by labels, centroids their means."""
+    _, labels = np.unique(labels, return_inverse=True)
+    errors = points - arrays.means(points, labels, masses)[labels]
+    return float(masses @ np.einsum("md,md->m", errors, errors))
+
+
+def variance(points: np.ndarray, masses: np.ndarray) -> float:
+    """Returns the mean squared distance to the mean."""
+    return sse(points, masses, np.zeros(len(points), np.int64)) / float(masses.sum())
+
+
+def _knee(points: np.ndarray, masses: np.ndarray, found: dict[int, np.ndarray]) -> int:
+    import warnings
+
+    import kneed
+
+    curve = {1: sse(points, masses, np.zeros(len(points), int))}
+    curve |= {clusters: sse(points, masses, labels) for clusters, labels in found.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "no knee": the answer below
+        knee = kneed.KneeLocator(
+            list(curve), list(curve.values()), curve="convex", direction="decreasing"
+        ).knee
+    return max(found) if knee is None else max(int(knee), min(found))
+
+
+def simplified_silhouette(
+    points: np.ndarray,
+    masses: np.ndarray,
+    labels: np.ndarray,
+    centroids: np.ndarray | None = None,
+) -> float:
+    """Returns the mean of (b - a) / max(a, b), in [-1, 1].
+
+    a is the distance to the own centroid, b that to the next one: of `centroids` (k, d), or of the
+    clusters' means. 0 for a single cluster.
+    """
+    if centroids is None:
+        _, labels = np.unique(labels, return_inverse=True)
+        centroids = arrays.means(points, labels, masses)
+    if len(centroids) == 1:
+        return 0.0
+    total = 0.0
+    step = max(1, (1 << 22) // len(centroids))
+    for begin in range(0, len(points), step):
+        rows, own = points[begin : begin + step], labels[begin : begin + step, None]
+        distances = _distances(rows, centroids)
+        a = np.take_along_axis(distances, own, 1)[:, 0]
+        np.put_along_axis(distances, own, np.inf, 1)
+        b = distances.min(axis=1)
+        widest = np.maximum(a, b)
+        values = np.divide(b - a, widest, out=np.zeros_like(a), where=widest > 0)
+        total += float(values @ masses[begin : begin + step])
+    return total / float(masses.sum())
+
+
+def _distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    from scipy.spatial import distance
+
+    return distance.cdist(rows.astype(np.float64), centroids.astype(np.float64))
+
+
+def _negative_bic(points: np.ndarray, masses: np.ndarray, labels: np.ndarray) -> float:
+    """Returns twice the log-likelihood of round clusters of one variance, less their penalty.
+
+    The masses add up to the number of blocks.
+    """
+    size, count = points.shape[1], float(masses.sum())
+    shares = np.bincount(np.unique(labels, return_inverse=True)[1], masses) / count
+    within = sse(points, masses, labels) / (count * size)
+    if within <= 0:
+        return math.inf
+    parameters = len(shares) * (size + 1)
+    likelihood = float(shares @ np.log(shares)) - 0.5 * size * (math.log(2 * math.pi * within) + 1)
+    return 2 * count * likelihood - parameters * math.log(count)
