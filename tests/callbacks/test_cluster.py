@@ -100,7 +100,7 @@ def test_rules_change_the_number_of_clusters(data):
     ("arguments", "message"),
     [
         ({"method": "kmean"}, "Did you mean 'kmeans'?"),
-        ({"method": {"kmeans": {"clusters": 1}}}, r"\[2, 65536\]. Received: clusters=1"),
+        ({"method": {"kmeans": {"clusters": 1}}}, r"\[2, 65536\] or 'auto'. Received: clusters=1"),
         ({"method": {"kmeans": {"cluster": 4}}}, "Did you mean 'clusters'?"),
         ({"begin_step": -1}, "begin_step=-1"),
         ({"block": (0, 1)}, r"block=\(0, 1\)"),

@@ -26,6 +26,10 @@ def kernel(size, count=600):
     return np.random.default_rng(0).laplace(size=(count, size)).astype(np.float32)
 
 
+def sizes(name):
+    return (4,) if name in SLOW else (1, 4)
+
+
 def test_names():
     assert METHODS.names() == (
         "autoencoder",
@@ -66,7 +70,7 @@ def check(method, blocks, clusters):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS.names() if name not in SLOW])
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(blocks=BLOCKS, clusters=st.integers(2, 6))
 def test_the_contract_of_methods(name, blocks, clusters):
     method = create(name, clusters=clusters)
@@ -74,8 +78,7 @@ def test_the_contract_of_methods(name, blocks, clusters):
     assert METHODS.create(METHODS.describe(method)) == method
 
 
-@pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize(("name", "size"), [(n, s) for n in METHODS.names() for s in sizes(n)])
 def test_kernels_and_their_weights(name, size):
     blocks, method = kernel(size), create(name, clusters=5)
     codebook = check(method, blocks, 5)
@@ -108,46 +111,44 @@ def test_blocks_without_weight_do_not_matter(name):
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_going_on_from_clusters_found_before(name):
-    blocks, method = kernel(3), create(name, clusters=6)
+    blocks, method = kernel(3, 300), create(name, clusters=6)
     first = method.fit(blocks)
     moved = blocks + np.float32(0.01)
     again = method.fit(moved, start=first)
     assert again.sse(moved) <= 1.3 * first.sse(blocks)
-    kept = blocks[:400]  # a start of another number of blocks
+    kept = blocks[:200]  # a start of another number of blocks
     assert len(method.fit(kept, start=first).centroids) <= 6
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_constant_kernels_and_single_blocks(name):
+def test_constant_kernels_single_blocks_and_distant_weights(name):
     for blocks in (np.full((40, 2), 0.3, np.float32), np.full((40, 1), -1, np.float32)):
         for count in (40, 1):
             codebook = create(name).fit(blocks[:count])
             np.testing.assert_array_equal(codebook.decode(), blocks[:count])
             assert len(codebook.centroids) == 1
-
-
-@pytest.mark.parametrize("name", METHODS.names())
-def test_one_distant_weight_and_tiny_scales(name):
     blocks = kernel(1, 300) * np.float32(1e-6)
     blocks[7] = 1.0
     codebook = create(name, clusters=4).fit(blocks)
     assert np.isfinite(codebook.centroids).all() and len(codebook.centroids) <= 4
 
 
-@pytest.mark.parametrize("name", METHODS.names())
-def test_bad_input_is_one_line(name):
-    owner = type(create(name)).__name__
-    wrong = [
-        (lambda: create(name, clusters=1), rf"clusters of {owner} must be .*\[2, .*clusters=1"),
-        (lambda: create(name, clusters=2.5), f"clusters of {owner}"),
-        (lambda: create(name).fit(np.ones(3)), rf"blocks of {owner} must have shape \(n, d\)"),
-        (lambda: create(name).fit([[np.nan]]), f"blocks of {owner} must be finite"),
-        (lambda: create(name).fit([[1], [2]], [1]), f"sample_weight of {owner} must have shape"),
-        (lambda: create(name).fit([[1], [2]], [1, -1]), "must be finite, not negative"),
-    ]
-    for call, message in wrong:
-        with pytest.raises(InputError, match=message) as caught:
-            call()
+@pytest.mark.parametrize(
+    ("arguments", "fitted", "message"),
+    [
+        ({"clusters": 1}, ([[1]],), r"clusters of OWNER must be .*\[2, .*clusters=1"),
+        ({"clusters": 2.5}, ([[1]],), "clusters of OWNER"),
+        ({}, (np.ones(3),), r"blocks of OWNER must have shape \(n, d\)"),
+        ({}, ([[np.nan]],), "blocks of OWNER must be finite"),
+        ({}, ([[1], [2]], [1]), "sample_weight of OWNER must have shape"),
+        ({}, ([[1], [2]], [1, -1]), "must be finite, not negative"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, fitted, message):
+    for name in METHODS.names():
+        owner = METHODS.get(name).__name__
+        with pytest.raises(InputError, match=message.replace("OWNER", owner)) as caught:
+            create(name, **arguments).fit(*fitted)
         assert "\n" not in str(caught.value)
 
 
@@ -158,13 +159,16 @@ def test_auto_finds_three_heaps(name):
     blocks = (centers + noise).reshape(-1, 2)
     method = create(name, clusters="auto", criterion="silhouette")
     assert most(method) == 64
-    # Levels along one axis cannot part three heaps that lie in a plane, nor must random picks.
-    expected = range(2, 65) if name in ("linear", "density_linear", "random") else (3,)
-    if name != "autoencoder":  # hardly trained here
-        assert len(method.fit(blocks).centroids) in expected
+    count = len(method.fit(blocks).centroids)
+    # Levels along one axis cannot part heaps that lie in a plane; random picks and a network that
+    # has hardly learned need not.
+    if name in ("linear", "density_linear", "random", "autoencoder"):
+        assert 2 <= count <= 64
+    else:
+        assert count == 3
 
 
-@pytest.mark.parametrize("name", FIND_THEIR_NUMBER)
-def test_methods_that_find_their_number_take_no_auto(name):
-    with pytest.raises(InputError, match="whole number"):
-        create(name, clusters="auto")
+def test_methods_that_find_their_number_take_no_auto():
+    for name in FIND_THEIR_NUMBER:
+        with pytest.raises(InputError, match="whole number"):
+            create(name, clusters="auto")

@@ -117,7 +117,7 @@ BAD = {
     "Did you mean 'magnitude'": {"stages": [{"prune": {"end": 0.5, "score": "magnitud"}}]},
     "needs end": {"stages": [{"prune": {}}]},
     "[0, 1). Received: end=1.0": {"stages": [{"prune": {"end": 1.0}}]},
-    "[2, 65536]. Received: clusters=1": {"stages": [{"cluster": {"clusters": 1}}]},
+    "[2, 65536] or 'auto'. Received: clusters=1": {"stages": [{"cluster": {"clusters": 1}}]},
     "Did you mean 'int8'": {"stages": [{"quantize_aware": {"scheme": "int88"}}]},
     "Unknown scheme of export": {"export": {"scheme": "int9"}},
     "Unknown rounding": {"export": {"rounding": "adround"}},

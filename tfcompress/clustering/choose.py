@@ -79,18 +79,21 @@ def variance(points: np.ndarray, masses: np.ndarray) -> float:
 
 
 def _knee(points: np.ndarray, masses: np.ndarray, found: dict[int, np.ndarray]) -> int:
+    curve = {1: sse(points, masses, np.zeros(len(points), np.int64))}
+    curve |= {clusters: sse(points, masses, labels) for clusters, labels in found.items()}
+    bend = knee(np.array(list(curve)), np.array(list(curve.values())), "decreasing")
+    return max(found) if bend is None else max(int(bend), min(found))
+
+
+def knee(x: np.ndarray, y: np.ndarray, direction: str) -> float | None:
+    """Returns the x where a convex curve bends most, None if it does nowhere."""
     import warnings
 
     import kneed
 
-    curve = {1: sse(points, masses, np.zeros(len(points), int))}
-    curve |= {clusters: sse(points, masses, labels) for clusters, labels in found.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "no knee": the answer below
-        knee = kneed.KneeLocator(
-            list(curve), list(curve.values()), curve="convex", direction="decreasing"
-        ).knee
-    return max(found) if knee is None else max(int(knee), min(found))
+        warnings.simplefilter("ignore", UserWarning)  # "no knee": None says so
+        return kneed.KneeLocator(x, y, curve="convex", direction=direction).knee
 
 
 def simplified_silhouette(

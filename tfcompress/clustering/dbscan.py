@@ -80,7 +80,6 @@ def with_noise(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _radius(points: np.ndarray, shares: np.ndarray, min_share: float) -> float:
     """Returns the knee of the sorted distances within which `min_share` of the mass lies."""
-    import kneed
     from scipy.spatial import distance
 
     apart = distance.cdist(points, points)
@@ -88,11 +87,7 @@ def _radius(points: np.ndarray, shares: np.ndarray, min_share: float) -> float:
     within = np.cumsum(shares[order], axis=1) >= min_share - 1e-12
     nth = np.maximum(within.argmax(axis=1), 1)  # the nearest other one at least
     reach = np.sort(np.take_along_axis(apart, order, 1)[np.arange(len(points)), nth])
-    knee = arrays.quiet(
-        lambda: (
-            kneed.KneeLocator(
-                np.arange(len(reach)), reach, curve="convex", direction="increasing"
-            ).knee
-        )
-    )
+    if reach[0] == reach[-1]:
+        return float(reach[0]) or 1.0
+    knee = choose.knee(np.arange(len(reach)), reach, "increasing")
     return float(reach[-1] if knee is None else reach[int(knee)]) or float(reach[reach > 0][0])
