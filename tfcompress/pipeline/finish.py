@@ -21,6 +21,7 @@ from tfcompress.pipeline.checks import run_checks
 from tfcompress.pipeline.fit import save
 from tfcompress.pipeline.state import assign, values, variables
 from tfcompress.recipe import Recipe
+from tfcompress.search import mixed_precision
 from tfcompress.weights import kernels
 
 FILES = (
@@ -81,6 +82,13 @@ def finish(
     model.load_weights(beside / "model.keras")
     export = resolved.export
     words = {"scheme": export.scheme, **export.words}
+    found = None
+    if export.search is not None:
+        say("search: a scheme for each layer")
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+        given = dict(export.search) | {k: word for k, word in export.words.items() if k != "rules"}
+        found = mixed_precision(model, data, loss=loss, samples=samples, **given)
+        words["rules"] = found.rules
     after = _row(model, words, resolved, data, samples, beside / "model.tflite")
     with baseline.restored() as original:
         words = {"scheme": "float32"}
@@ -98,6 +106,7 @@ def finish(
         "before": before,
         "after": after,
         "compression": 4 * before["parameters"] / audit.deflated_bytes,
+        "search": found.to_dict() if found else None,
         "audit": audit.to_dict(),
         "latency": latency,
         "comparison": dataclasses.asdict(tflite.compare(model, beside / "model.tflite", samples)),

@@ -16,6 +16,7 @@ from tfcompress import data
 from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.base import Count, Keys, Positive, Share, Step
 from tfcompress.recipe.stages import Stage
+from tfcompress.search import checked
 from tfcompress.tflite import SCHEMES, Request
 
 
@@ -66,10 +67,28 @@ class DataKeys(Keys):
         return size
 
 
+class Search(Keys):
+    """A scheme per layer by `tfc.mixed_precision`, on `most` training images; just one limit."""
+
+    schemes: list[Any] = ["int8", "int4"]
+    max_bytes: Count | None = None
+    max_latency_ms: Positive | None = None
+    max_loss_increase: Annotated[float, Field(ge=0)] | None = None
+    max_accuracy_drop: Share | None = None
+    most: Count = 1024
+    points: Annotated[int, Field(ge=2)] = 8
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        checked(self.schemes, {k: v for k, v in self if k.startswith("max_")})
+        return self
+
+
 class Export(Keys):
     """The `.tflite` file: its scheme, and the training images that calibrate and verify it.
 
-    The other keys are the words of `tfc.convert`: None is what the TFLite converter does.
+    The other keys are the words of `tfc.convert`: None is what the TFLite converter does. With
+    `search` the rules of the scheme mixed are found, not given.
     """
 
     scheme: str = "int8"
@@ -82,18 +101,24 @@ class Export(Keys):
     rules: list[dict[str, Any]] = []
     activations: str | None = None
     target: str = "xnnpack"
+    search: Search | None = None
 
     @pydantic.model_validator(mode="after")
     def _check(self):
         if self.scheme not in SCHEMES:
             raise unknown("scheme of export", self.scheme, SCHEMES)
         Request(self.scheme, **self.words)
+        if self.search is not None and (self.scheme != "mixed" or self.rules):
+            raise InputError(
+                "search of export needs the scheme mixed, and finds its rules itself. "
+                f"Received: scheme={self.scheme!r}, rules={self.rules!r}"
+            )
         return self
 
     @property
     def words(self) -> dict[str, Any]:
         """How the integers are found, as `tfc.convert` takes it."""
-        keys = type(self).model_fields.keys() - {"scheme", "samples", "keep_names"}
+        keys = type(self).model_fields.keys() - {"scheme", "samples", "keep_names", "search"}
         return {key: getattr(self, key) for key in sorted(keys)}
 
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -269,6 +270,8 @@ def _is_branch(part: Any) -> bool:
 def _known_keys(keys: Any, location: Sequence[Any]) -> list[str]:
     for part in location[:-1]:
         keys = keys.model_fields[part].annotation
+        # Of an optional part, the part.
+        keys = next((k for k in typing.get_args(keys) if hasattr(k, "model_fields")), keys)
     return list(keys.model_fields)
 
 

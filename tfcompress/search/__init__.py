@@ -1,6 +1,6 @@
 """Searches over compressions, whose candidates are real files, measured."""
 
 from tfcompress.search.allocation import Allocation, Point
-from tfcompress.search.mixed_precision import mixed_precision
+from tfcompress.search.mixed_precision import checked, mixed_precision
 
-__all__ = ["Allocation", "Point", "mixed_precision"]
+__all__ = ["Allocation", "Point", "checked", "mixed_precision"]

@@ -81,8 +81,7 @@ def mixed_precision(
         "max_loss_increase": max_loss_increase,
         "max_accuracy_drop": max_accuracy_drop,
     }
-    limit = _only(limits)
-    names, options = _schemes(schemes)
+    limit, names, options = checked(schemes, limits)
     require(points >= 2, f"points of {_OWNER}", "must be at least 2", points=points)
     require(most >= 1, f"most of {_OWNER}", "must be at least 1", most=most)
     paths = list(dict.fromkeys(kernel.layer_path for kernel in weights.kernels(model)))
@@ -215,6 +214,13 @@ def _bits(scheme: str) -> int:
 def _shifted(costs: np.ndarray) -> np.ndarray:
     """Returns the costs from 0 on in each layer."""
     return costs - costs.min(axis=1, keepdims=True)
+
+
+def checked(
+    schemes: Sequence[Any], limits: Mapping[str, Any]
+) -> tuple[str, list[str], dict[str, Mapping[str, Any]]]:
+    """Returns the limit that is given, the schemes' names, and by name their options."""
+    return (_only(limits), *_schemes(schemes))
 
 
 def _only(limits: Mapping[str, Any]) -> str:

@@ -1,0 +1,295 @@
+"""ResNet-8 in 8, 4 and mixed bits: points lost on CIFAR-10 as JPEG files, and bytes.
+
+    python benchmarks/resnet8_quantization.py --baseline resnet8.keras --data cifar10-jpeg.tar.gz
+
+`--baseline` is a trained float model, for example `baseline-*.keras` of `channel_pruning.py`.
+Rows (`--rows`):
+
+    float32          the float file
+    int8             post-training
+    int16x8          post-training, int16 activations
+    int4_nearest     post-training, 4-bit weights rounded to the nearest
+    int4_adaround    post-training, 4-bit weights by adaptive rounding
+    mixed            4 or 8 bits per layer by `mixed_precision`, at least 35 % fewer bytes than int8
+    iterative_int4   4-bit weights, rounded and clipped bit by bit while training
+    qat_int8         quantization-aware training, 8 bits
+    qat_int4         quantization-aware training, 4-bit weights, learned step sizes
+    qat_mixed        the same in the bits of the row `mixed`
+
+Every file sees the 10,000 test images once, on the LiteRT interpreter. A tenth of the training
+images is held out: on these every choice is made (how ranges are found, which epoch's weights).
+Finished rows are kept in `results.jsonl` of `--output`, from which the table is drawn; training
+goes on after `kill -9` at the last epoch. Exits with 1 if a row loses more than its limit.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import channel_pruning
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfcompress as tfc
+from tfcompress import tflite
+from tfcompress.data.batches import Augment, steps_per_epoch, training_batches
+from tfcompress.recipe.optimizer import learning_rate_at
+
+# Points that a row may lose against float32; None: it is there to be compared with.
+LIMITS = {
+    "float32": None,
+    "int8": 0.2,
+    "int16x8": 0.05,
+    "int4_nearest": None,
+    "int4_adaround": 2.0,
+    "mixed": 0.3,
+    "iterative_int4": 1.0,
+    "qat_int8": 0.1,
+    "qat_int4": 1.0,
+    "qat_mixed": 0.3,
+}
+FEWER_BYTES = 0.35
+BATCH, SEED = 128, 0
+LOSS = "sparse_categorical_crossentropy"
+POST_TRAINING = {
+    "float32": [{"scheme": "float32"}],
+    "int8": [{"scheme": "int8", "ranges": word} for word in ("min_max", "mse", "percentile")],
+    "int16x8": [{"scheme": "int16x8"}],
+    "int4_nearest": [{"scheme": "int4", "target": "reference"}],
+    "int4_adaround": [
+        {
+            "scheme": "int4",
+            "target": "reference",
+            "rounding": "adaround",
+            "weight_ranges": weights,
+            "ranges": word,
+        }
+        for weights in ("min_max", "mse")
+        for word in ("min_max", "mse")
+    ],
+}
+
+
+def main(arguments=None):
+    options = _parse(arguments)
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    images = channel_pruning.load_images(options.data, options.images or options.output)
+    model = keras.models.load_model(options.baseline, compile=False)
+    bench = Bench(model, images, options)
+    for row in options.rows:
+        bench.finish(row)
+    return report(bench.rows(), options.rows)
+
+
+class Bench:
+    """The model, the images, and a folder in which each row's file and result are kept."""
+
+    def __init__(self, model, images, options):
+        self.model, self.images, self.options = model, images, options
+        self.results = options.output / "results.jsonl"
+        self.samples = images.samples(options.samples, seed=SEED)
+
+    def rows(self):
+        lines = self.results.read_text().splitlines() if self.results.exists() else []
+        return {row["row"]: row for row in map(json.loads, lines)}
+
+    def finish(self, row):
+        """Makes and measures one row, unless it is finished."""
+        if row in self.rows():
+            return
+        started = time.perf_counter()
+        content, how = self.made(row)
+        path = self.options.output / f"{row}.tflite"
+        path.write_bytes(content)
+        result = {
+            "row": row,
+            "bytes": len(content),
+            "validation": self.accuracy(content, "validation"),
+            "test": self.accuracy(content, "test"),
+            "types": {w.name: w.dtype for w in tfc.audit(content).weights},
+            "how": how,
+            "seconds": round(time.perf_counter() - started),
+        }
+        with open(self.results, "a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+
+    def made(self, row):
+        """Returns the row's file and how it was made."""
+        if row in POST_TRAINING:
+            return self.best([(self.converted(self.model, w), w) for w in POST_TRAINING[row]])
+        if row == "mixed":
+            return self.mixed()
+        if row == "iterative_int4":
+            return self.iterative()
+        return self.quantize_aware(row)
+
+    def converted(self, model, words):
+        return tfc.convert(model, samples=self.samples, **words)
+
+    def best(self, tried):
+        """Returns the file that is right most often on the validation images."""
+        if len(tried) == 1:
+            return tried[0]
+        scores = [self.accuracy(content, "validation") for content, _ in tried]
+        for (_, words), score in zip(tried, scores, strict=True):
+            print(f"  {words}: {score:.2f} % of the validation images", flush=True)
+        return tried[int(np.argmax(scores))]
+
+    def mixed(self):
+        chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2000]
+        data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
+        limit = int((1 - FEWER_BYTES) * self.rows()["int8"]["bytes"])
+        adaround = {"rounding": "adaround", "weight_ranges": "mse"}
+        found = tfc.mixed_precision(
+            self.model,
+            data,
+            ("int8", {"int4": adaround}),
+            max_bytes=limit,
+            loss=LOSS,
+            samples=self.samples,
+            most=len(chosen),
+            ranges="mse",
+        )
+        print(found, flush=True)
+        found.plot().savefig(self.options.output / "mixed.png")
+        return found.flatbuffer, found.chosen.schemes
+
+    def iterative(self):
+        options = self.options
+        model = tfc.fold_batch_norm(self.model)
+        chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:512]
+        data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
+        if options.distill:  # what the loss minds is asked of the student, as it will be used
+            data = None
+        rounding = tfc.RoundIteratively(
+            4,
+            data=data,
+            rules=[{"layers": "teacher/.*", "skip": "it teaches"}][: options.distill > 0],
+        )
+        self.train(model, "iterative_int4", options.epochs, options.iterative_rate, [rounding])
+        words = {"scheme": "int4", "target": "reference"}
+        tried = [{**words, "ranges": word} for word in ("min_max", "mse")]
+        return self.best([(self.converted(model, w), w) for w in tried])
+
+    def quantize_aware(self, row):
+        options = self.options
+        words, rules = {}, []
+        if row != "qat_int8":
+            words = {"bits": 4, "learn": "lsq"}
+        if row == "qat_mixed":
+            schemes = self.rows()["mixed"]["how"]
+            words = {"learn": "lsq"}
+            rules = [
+                {"layers": path, "bits": int(scheme.removeprefix("int"))}
+                for path, scheme in schemes.items()
+            ]
+        model = tfc.quantize_aware(self.model, samples=self.samples, rules=rules, **words)
+        self.train(model, row, options.epochs, options.qat_rate, [])
+        scheme = {"qat_int8": "int8", "qat_int4": "int4", "qat_mixed": "mixed"}[row]
+        given = {"scheme": scheme} | ({"target": "reference"} if scheme == "int4" else {})
+        if scheme == "mixed":
+            given["rules"] = [
+                {"layers": path, "scheme": word} for path, word in schemes.items() if word != "int8"
+            ]
+        return tfc.convert(model, samples=self.samples, **given), {**words, **given}
+
+    def train(self, model, name, epochs, rate, callbacks):
+        """Trains the model in place, taught by the float model as well; goes on after a kill."""
+        options = self.options
+        trained = taught(model, tfc.fold_batch_norm(self.model)) if options.distill else model
+        steps = min(steps_per_epoch(self.images, BATCH), options.steps or 10**9)
+        trained.compile(
+            keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
+            loss=channel_pruning.soft_label_loss(options.distill, options.temperature),
+            metrics=[channel_pruning.accuracy],
+            jit_compile=False,
+        )
+        backup = keras.callbacks.BackupAndRestore(options.output / f"{name}.backup")
+        channel_pruning._convolve_in_bfloat16(options.bfloat16)
+        trained.fit(
+            training_batches(self.images, BATCH, epochs, 0, SEED, Augment(shift=4, flip=True)),
+            steps_per_epoch=steps,
+            epochs=epochs,
+            callbacks=[*callbacks, backup, _Tell(name)],
+            verbose=0,
+        )
+        channel_pruning._convolve_in_bfloat16(False)
+        model.save(options.output / f"{name}.keras")
+
+    def accuracy(self, content, split):
+        """Returns the percentage of the split's images whose class the file tells right."""
+        x, y = (part[: self.options.limit or None] for part in self.images.split(split))
+        found = tflite.run(content, self.images.prepare(x), threads=self.options.threads)
+        return round(100 * float(np.mean(found.argmax(-1) == y)), 2)
+
+
+class _Tell(keras.callbacks.Callback):
+    def __init__(self, name):
+        super().__init__()
+        self._name, self._started = name, time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        parts = ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
+        seconds = time.perf_counter() - self._started
+        print(f"  {self._name}, epoch {epoch + 1}: {parts} ({seconds:.0f} s)", flush=True)
+
+
+def taught(student, teacher):
+    """Returns a model whose outputs are the student's probabilities, then the teacher's."""
+    teacher.name = "teacher"
+    teacher.trainable = False
+    inputs = keras.Input(student.input_shape[1:])
+    both = keras.tree.flatten([student(inputs), teacher(inputs, training=False)])
+    return keras.Model(inputs, keras.layers.Concatenate()(both))
+
+
+def report(rows, wanted):
+    """Prints the table and returns the exit status."""
+    base = rows.get("float32")
+    print(f"\n{'':<16}{'bytes':>10}{'validation':>12}{'test':>9}{'lost':>7}{'limit':>7}")
+    failed = False
+    for name in LIMITS:
+        if name not in rows:
+            continue
+        row, limit = rows[name], LIMITS[name]
+        lost = base["test"] - row["test"] if base else float("nan")
+        failed |= name in wanted and limit is not None and not lost <= limit + 1e-9
+        print(
+            f"{name:<16}{row['bytes']:>10,}{row['validation']:>11.2f}%{row['test']:>8.2f}%"
+            f"{lost:>+7.2f}{'' if limit is None else f'{limit:.2f}':>7}"
+        )
+    if {"mixed", "int8"} <= rows.keys():
+        fewer = 1 - rows["mixed"]["bytes"] / rows["int8"]["bytes"]
+        print(f"mixed: {fewer:.1%} fewer bytes than int8 (at least {FEWER_BYTES:.0%})")
+        failed |= fewer < FEWER_BYTES
+    return int(failed)
+
+
+def _parse(arguments):
+    shared = pathlib.Path(__file__).resolve().parents[2] / "shared"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--baseline", type=pathlib.Path, required=True)
+    add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
+    add("--images", type=pathlib.Path, help="folder in which images.npz lies or will")
+    add("--output", type=pathlib.Path, default=pathlib.Path("runs/resnet8_quantization"))
+    add("--rows", nargs="+", choices=LIMITS, default=list(LIMITS))
+    add("--samples", type=int, default=500, help="training images that calibrate")
+    add("--epochs", type=int, default=8)
+    add("--iterative-rate", type=float, default=3e-4)
+    add("--qat-rate", type=float, default=1e-4)
+    add("--distill", type=float, default=0.5, help="share of the soft labels in the loss, 0 to 1")
+    add("--temperature", type=float, default=3.0)
+    add("--threads", type=int, default=1)
+    add("--bfloat16", action="store_true", help="train with bfloat16 convolutions (AMX)")
+    add("--limit", type=int, help="images of each split, to try the benchmark out")
+    add("--steps", type=int, help="training steps of an epoch, to try the benchmark out")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
