@@ -224,3 +224,16 @@ def test_bad_arguments_and_weights():
         Magnitude().score(broken)
     with pytest.raises(InputError, match="weights that multiply"):
         Magnitude().score(types.SimpleNamespace(name="conv", size=2, members=()))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gradient", "taylor"), ("hessian", "fisher")])
+def test_scores_can_be_changes_of_the_loss(name, kind):
+    parts = {"conv": np.array([[2.0, 4.0], [6.0, 10.0]])}
+    raw = SCORES.create({name: {"normalise": False}})
+    np.testing.assert_allclose(raw.score(group(), Evidence(**{kind: parts})), [4, 7])
+    assert not raw.normalise
+    # Divided by their means, 3 and 8.
+    shares = SCORES.create(name).score(group(), Evidence(**{kind: parts}))
+    np.testing.assert_allclose(shares, [(2 / 3 + 6 / 8) / 2, (4 / 3 + 10 / 8) / 2])
+    with pytest.raises(InputError, match="normalise of .* must be true or false. Received: norm"):
+        SCORES.create({name: {"normalise": 1}})

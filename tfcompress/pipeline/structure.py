@@ -76,6 +76,7 @@ def _prune_channels(
 ) -> keras.Model:
     settings: dict[str, Any] = {
         "scope": stage.scope,
+        "per": stage.per,
         "round_to": stage.round_to,
         "rules": stage.rules,
     }
@@ -83,6 +84,8 @@ def _prune_channels(
         # What a check wants to know is whether the rules match and the budget can be reached.
         settings |= stage.budget if "keep_macs" in stage.budget else {"keep_parameters": 0.999}
         # Scores of weights are tried out, too: not every model has what they look at.
+        # Time is not measured for that: any other cost tries out the words as well.
+        settings["per"] = "macs" if stage.per == "latency" else stage.per
         known = structured.SCORES.create(stage.score).needs == "weights"
         return structured.prune_channels(
             model, score=stage.score if known else "random", **settings

@@ -65,6 +65,7 @@ class PruneChannels(Stage):
     keep_latency: OpenShare | None = None
     score: Any = "magnitude"
     scope: str = "global"
+    per: str | None = None
     round_to: Count = 1
     rules: list[dict[str, Any]] = []
     scheme: str = "float32"

@@ -57,11 +57,16 @@ class LatencyTable:
         """
         stays = kept if isinstance(kept, np.ndarray) else self.groups.stays(kept)
         work = costs.kernel_macs(self.groups, stays)
-        total = np.interp(costs.macs(self.groups, stays), *self.rest)
-        for macs_of_kernel, curve in zip(work, self.curves, strict=True):
+        return float(self.ms(np.array(work), np.array(costs.macs(self.groups, stays))))
+
+    def ms(self, work: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Returns milliseconds (...) for the kernels' multiply-accumulates (..., kernels) and
+        those of the whole model (...)."""
+        found = np.interp(total, *self.rest)
+        for number, curve in enumerate(self.curves):
             if curve is not None:
-                total += np.interp(macs_of_kernel, *curve)
-        return float(total)
+                found = found + np.interp(work[..., number], *curve)
+        return found
 
     def saved_per_channel(self) -> dict[str, float]:
         """Returns, by group, the milliseconds that a channel is worth: the mean over a quarter.
@@ -215,15 +220,17 @@ def prune_to_latency(
     optimizer: bool = False,
     times: Times | None = None,
     ratios: Ratios | None = None,
+    table: LatencyTable | None = None,
 ) -> keras.Model:
     """Returns the model without the first channels of a ranking, at `share` of its time, +-10 %.
 
-    The table says how many must go, the measured time of the resulting model corrects it.
+    The table, measured if there is none, says how many must go; the measured time of the resulting
+    model corrects it.
 
     Raises:
         InputError: the smallest model that the selection's limits allow is not fast enough.
     """
-    table = latency_table(groups, scheme, samples, threads, times=times)
+    table = table or latency_table(groups, scheme, samples, threads, times=times)
     whole = table.estimate({})
     measured: list[float] = []
 

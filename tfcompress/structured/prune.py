@@ -7,11 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.errors import InputError, require
+from tfcompress.errors import InputError, require, unknown
 from tfcompress.structured import costs
 from tfcompress.structured.evidence import collect
 from tfcompress.structured.groups import ChannelGroups, channel_groups
-from tfcompress.structured.latency import prune_to_latency
+from tfcompress.structured.latency import latency_table, prune_to_latency
+from tfcompress.structured.per_cost import COSTS, cost_of, rank_per_cost
 from tfcompress.structured.ranking import rank, score_groups
 from tfcompress.structured.removal import keep_channels
 from tfcompress.structured.scores import SCORES
@@ -33,6 +34,7 @@ def prune_channels(
     data: Any = None,
     loss: Any = None,
     scope: str = "global",
+    per: str | None = None,
     round_to: int = 1,
     rules: Sequence[Mapping[str, Any]] = (),
     optimizer: bool = False,
@@ -55,6 +57,13 @@ def prune_channels(
             about 1,000 samples are read.
         loss: for scores that need gradients; None: the one that the model is compiled with.
         scope: `global` compares the channels of all groups; `layer` takes the same share of each.
+        per: a cost that scores are weighed against: `macs`, `parameters` or `latency`. Those
+            channels go first whose score / (cost that they save) is least, at the widths that the
+            groups have by then; several at once where `round_to` asks for it. Scores that add up,
+            those of `{"gradient": {"normalise": False}}`, make this the greedy answer to a
+            knapsack problem; with others it is a rule of thumb that may empty costly groups, which
+            `keep_at_least` can prevent. `latency` is measured at four widths in files of `scheme`,
+            and goes with any budget. For `scope="global"`.
         round_to: groups keep a multiple of so many channels (8 suits most hardware), except those
             that are narrower.
         rules: what differs for some layers, e.g. `{"layers": "stem", "skip": "sees the image"}` or
@@ -83,6 +92,7 @@ def prune_channels(
         "keep_latency": keep_latency,
     }
     budget, share = _one_budget(budgets)
+    _check_per(per, scope)
     method = SCORES.create(score)
     groups = channel_groups(model)
     require_free(groups)
@@ -91,10 +101,18 @@ def prune_channels(
     scored = [group for group in groups if limited[group.name].least < group.size]
     evidence = collect(model, groups, data, loss, method.needs)
     scores = score_groups(scored, method, evidence)
-    ranking = rank(scored, scores, scope, normalise=method.normalise)
+    timed = "latency" in (per, budget.removeprefix("keep_"))
+    table = latency_table(groups, scheme, samples) if timed else None
+    if per is None:
+        ranking = rank(scored, scores, scope, normalise=method.normalise)
+    else:
+        cost = cost_of(per, groups, scored, table)
+        ranking = rank_per_cost(scored, scores, cost, limited, normalise=method.normalise)
     selection = Selection(groups, ranking, limited)
     if budget == "keep_latency":
-        return prune_to_latency(groups, selection, share, scheme, samples, optimizer=optimizer)
+        return prune_to_latency(
+            groups, selection, share, scheme, samples, optimizer=optimizer, table=table
+        )
     if budget == "keep_bytes":
         kept = _within_bytes(groups, selection, share, scheme, samples)
     else:
@@ -113,6 +131,16 @@ def _one_budget(budgets: Mapping[str, float | None]) -> tuple[str, float]:
     inside = isinstance(share, Real) and 0 < share < 1
     require(inside, f"{name} of prune_channels", "must be a share in (0, 1)", **{name: share})
     return name, float(share)
+
+
+def _check_per(per: str | None, scope: str) -> None:
+    if per is not None and per not in COSTS:
+        raise unknown("per", per, COSTS)
+    if per is not None and scope != "global":
+        raise InputError(
+            "per of prune_channels compares groups, and must go with scope='global'. "
+            f"Received: per={per!r}, scope={scope!r}"
+        )
 
 
 def require_free(groups: ChannelGroups) -> None:

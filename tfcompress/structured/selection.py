@@ -28,6 +28,11 @@ class Limit:
         count = max(wanted, self.least)
         return min(size, math.ceil(count / self.round_to) * self.round_to)
 
+    def below(self, width: int) -> int | None:
+        """Returns the next smaller number of channels that the limit allows, if there is one."""
+        smaller = (math.ceil(width / self.round_to) - 1) * self.round_to
+        return smaller if smaller >= max(self.least, 1) else None
+
 
 @dataclasses.dataclass(frozen=True)
 class _Target:

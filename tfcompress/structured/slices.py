@@ -76,13 +76,16 @@ def side_by_side(member: Any, size: int) -> np.ndarray:
     return matrix.reshape(size, -1)
 
 
-def average(group: Any, vectors: Iterable[np.ndarray], what: str) -> np.ndarray:
+def average(
+    group: Any, vectors: Iterable[np.ndarray], what: str, *, divide: bool = True
+) -> np.ndarray:
     """Returns the mean of the members' vectors, each divided by its own mean: float64 (size,).
 
-    So a wide kernel counts as much as a narrow one. Vectors are not negative; one of zeros stays.
-    `what` says which members count, for the `InputError` of a group that has none.
+    So a wide kernel counts as much as a narrow one; without `divide` all count as they are. Vectors
+    are not negative; one of zeros stays. `what` says which members count, for the `InputError` of a
+    group that has none.
     """
-    shares = [vector / (vector.mean() or 1.0) for vector in vectors]
+    shares = [vector / ((vector.mean() if divide else 1.0) or 1.0) for vector in vectors]
     if not shares:
         raise InputError(f"Group '{group.name}' must have {what}. Received: none")
     return np.mean(shares, axis=0)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfcompress.errors import require
 from tfcompress.structured import slices
 from tfcompress.structured.scores import SCORES
 
@@ -20,13 +21,24 @@ class Hessian:
     is learnt counts: kernels with their biases (out, each), gammas with their betas (each), and the
     rows of the layers that read the channel (in).
 
+    `normalise`: whether parts and groups are divided by their means, so that all layers count
+    alike. If not, scores are rises of the loss, which add up over groups: what `per` of
+    `tfc.prune_channels` weighs against the cost.
+
     Sources: LeCun et al. 1990, "Optimal brain damage"; Theis et al. 2018, "Faster gaze prediction
     with dense networks and Fisher pruning".
     """
 
+    normalise: bool = True
+
     needs: ClassVar[str] = "gradients"
-    normalise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        is_bool = isinstance(self.normalise, bool)
+        owner = "normalise of Hessian"
+        require(is_bool, owner, "must be true or false", normalise=self.normalise)
 
     def score(self, group: Any, evidence: Any) -> np.ndarray:
-        """Returns one number per channel, of mean 1: float64 (group.size,)."""
-        return slices.average(group, evidence.of("fisher", group), "weights that are learnt")
+        """Returns one number per channel, of mean 1 if normalised: float64 (group.size,)."""
+        parts = evidence.of("fisher", group)
+        return slices.average(group, parts, "weights that are learnt", divide=self.normalise)
