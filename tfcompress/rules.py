@@ -6,6 +6,7 @@ rules = [
 ]
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,14 @@ class HasPath(Protocol):
 
     @property
     def layer_path(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A path that rules can match, where there is no kernel to name."""
+
+    path: str
+    layer_path: str
 
 
 def resolve(

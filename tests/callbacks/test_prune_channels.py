@@ -123,6 +123,10 @@ def test_bad_input(data):
         tfc.PruneOnSchedule({"one_shot": {"end": 0.5}}, "geometric_mean", "channel")
     with pytest.raises(tfc.InputError, match=r"Unknown pattern 'channels'. Did you mean 'channel'"):
         tfc.PruneOnSchedule({"one_shot": {"end": 0.5}}, pattern="channels")
+    half = [{"layers": ".*", "keep_at_least": 0.5}]
+    too_much = tfc.PruneOnSchedule({"one_shot": {"end": 0.6}}, pattern="channel", rules=half)
+    with pytest.raises(tfc.InputError, match="than rules and one .* leave, 0.525. Received: end"):
+        residual_network().fit(*data, verbose=0, callbacks=[too_much])
     spared = [{"layers": ".*", "skip": "all of them"}]
     with pytest.raises(
         tfc.InputError, match="at least one group of channels that .* no rule spares"

@@ -36,7 +36,13 @@ RECIPE = tiny.RECIPE | {
             "cascade": {
                 "rounds": 2,
                 "stages": [
-                    {"prune_channels": {"keep_macs": 0.8, "score": "gradient"}},
+                    {
+                        "prune_channels": {
+                            "keep_macs": 0.8,
+                            "score": {"gradient": {"normalise": False}},
+                            "per": "macs",
+                        }
+                    },
                     {"train": SHORT},
                 ],
             }
@@ -142,6 +148,7 @@ RULES = [{"layers": "x", "skip": "y"}]
             {"prune_channels": {"keep_macs": 0.5, "rules": RULES}},
             "matches no",
         ),
+        ({"prune_channels": {"keep_macs": 0.5, "per": "latencies"}}, "Did you mean 'latency'"),
         ({"prune": {"pattern": "channel", "end": 0.5, "rules": RULES}}, "matches no"),
     ],
 )

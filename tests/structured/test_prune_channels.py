@@ -113,6 +113,7 @@ def test_models_that_cannot_be_pruned():
     with pytest.raises(tfc.InputError, match="must have channels that can go. Pinned are head"):
         tfc.prune_channels(pinned, keep_macs=0.5)
     aware = tfc.quantize_aware(keras.Sequential([keras.Input((4,)), layers.Dense(3)]))
+    assert "none: no layer is known" in str(tfc.channel_groups(aware))
     with pytest.raises(tfc.InputError, match="quantize_aware comes afterwards"):
         tfc.prune_channels(aware, keep_macs=0.5)
     broken = network()

@@ -67,6 +67,13 @@ class ChannelMasks:
             if key not in touched
         }
 
+    @property
+    def max_sparsity(self) -> float:
+        """The largest share of channels, rounded to whole ones, that the limits let go."""
+        sizes = [group.size for group in self._targeted]
+        least = [self._limits[group.name].allowed(0, group.size) for group in self._targeted]
+        return (sum(sizes) - sum(least) + 0.5) / sum(sizes)
+
     def masks(self, sparsity: float) -> dict[str, np.ndarray]:
         """Returns by path of the kernel which of its weights stay, with this share of channels
         silent; channels that are silent already stay so."""

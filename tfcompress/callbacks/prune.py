@@ -1,6 +1,7 @@
 """Pruning while training."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,7 +111,15 @@ class PruneOnSchedule(KernelCallback):
         if self.pattern == CHANNEL:
             found = ChannelMasks(self.model, self.score, self.scope, self.rules, self.data)
             self._channels, self.skipped = found, found.skipped
-            self._plans = dict.fromkeys((k.path for k in found.targets), self._plan({}))
+            plan = self._plan({})
+            require(
+                plan.schedule.end <= found.max_sparsity,
+                "end of the schedule",
+                f"must not be more than rules and one channel of each group leave, "
+                f"{math.floor(found.max_sparsity * 1e4) / 1e4:g}",
+                end=plan.schedule.end,
+            )
+            self._plans = dict.fromkeys((k.path for k in found.targets), plan)
             return found.targets
         targets, chosen = self._choose(("end", "schedule", "score", "pattern"))
         self._plans = {kernel.path: self._plan(chosen[kernel.path]) for kernel in targets}

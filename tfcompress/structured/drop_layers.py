@@ -128,7 +128,8 @@ def drop_layers(
 
 
 def _skipped(search: "_Search", given: Sequence[Mapping[str, Any]]) -> set[str]:
-    resolved = rules.resolve(given, search.layers.values(), [], kind="layer")
+    places = [rules.Place(layer.path, layer.path) for layer in search.layers.values()]
+    resolved = rules.resolve(given, places, [], kind="layer")
     return {path for path, rule in resolved.items() if rule}
 
 
@@ -222,10 +223,6 @@ class _Layer:
 
     path: str
     parameters: int
-
-    @property
-    def layer_path(self) -> str:
-        return self.path
 
 
 @dataclasses.dataclass(frozen=True)

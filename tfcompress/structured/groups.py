@@ -13,6 +13,7 @@ from tfcompress.structured import trace as tracing
 from tfcompress.structured.trace import PINNED, Trace, Use
 from tfcompress.weights import Names
 
+NONE_MADE = "no layer is known to make channels (quantize_aware comes afterwards)"
 _MOST_READERS = 3  # of a group that the table names
 
 
@@ -105,6 +106,8 @@ class ChannelGroups:
             rows.append(f"{row} and {more} more" if more > 0 else row)
             rows += [f"{'':{wide}}            {reason}" for reason in group.inexact]
         rows += [f"pinned: {path}: {reason}" for path, reason in self.pinned.items()]
+        if not self.groups and not self.pinned:
+            rows.append(f"none: {NONE_MADE}")
         return "\n".join(rows)
 
 

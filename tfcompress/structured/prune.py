@@ -10,7 +10,7 @@ import numpy as np
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.structured import costs
 from tfcompress.structured.evidence import collect
-from tfcompress.structured.groups import ChannelGroups, channel_groups
+from tfcompress.structured.groups import NONE_MADE, ChannelGroups, channel_groups
 from tfcompress.structured.latency import latency_table, prune_to_latency
 from tfcompress.structured.per_cost import COSTS, cost_of, rank_per_cost
 from tfcompress.structured.ranking import rank, score_groups
@@ -149,10 +149,7 @@ def require_free(groups: ChannelGroups) -> None:
         pinned = "; ".join(f"{path}: {reason}" for path, reason in list(groups.pinned.items())[:3])
         raise InputError(
             f"Model '{groups.model.name}' must have channels that can go. Pinned are "
-            + (
-                pinned
-                or "all: no layer is known to make channels (quantize_aware comes afterwards)"
-            )
+            + (pinned or f"all: {NONE_MADE}")
         )
 
 

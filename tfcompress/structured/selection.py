@@ -34,14 +34,6 @@ class Limit:
         return smaller if smaller >= max(self.least, 1) else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    """What a rule can match: a weight that makes channels."""
-
-    path: str
-    layer_path: str
-
-
 def limits(
     groups: ChannelGroups, rules: Sequence[Mapping[str, Any]], round_to: int = 1
 ) -> dict[str, Limit]:
@@ -51,16 +43,16 @@ def limits(
     of its rules asks for. Raises `InputError` for values out of range and rules without a match.
     """
     _check_width("round_to", round_to)
-    targets = {
-        (use.path, use.variable.name): _Target(f"{use.path}/{use.variable.name}", use.path)
+    makers = {
+        (use.path, use.variable.name): ruling.Place(f"{use.path}/{use.variable.name}", use.path)
         for use in groups.trace.uses.values()
         if use.role == "out"
     }
-    chosen = ruling.resolve(rules, targets.values(), RULE_KEYS)
+    chosen = ruling.resolve(rules, makers.values(), RULE_KEYS)
     found = {}
     for group in groups:
         made = [
-            chosen[targets[m.layer_path, m.variable.name].path]
+            chosen[makers[m.layer_path, m.variable.name].path]
             for m in group.members
             if m.role == "out"
         ]

@@ -1,6 +1,5 @@
 """Activation pruning: of an activation map only the largest values go on."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -170,18 +169,6 @@ class KeepLargest(keras.layers.Layer):
         return super().get_config() | {"keep": self.keep}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Activation:
-    """An operation of the flat graph whose output can be pruned; its path in the user's model."""
-
-    name: str
-    path: str
-
-    @property
-    def layer_path(self) -> str:
-        return self.path
-
-
 def _shares(
     flat: keras.Model,
     model: keras.Model,
@@ -191,12 +178,12 @@ def _shares(
 ) -> dict[str, float]:
     """Returns the share to keep, by name in the flat model, of every map that is to be pruned."""
     paths, readers = weights.layer_paths(model), graph.consumers(flat)
-    found = {}
+    found: dict[str, rules.Place] = {}
     for node in graph.nodes(flat):
         name = node.operation.name
         if _makes_map(node) and None not in readers[id(node.outputs[0])]:
             path = paths[id(origins[name])] if name in origins else name
-            found[name] = _Activation(name, path)
+            found[name] = rules.Place(path, path)
     if not found:
         raise InputError(
             f"Model '{model.name}' must have an activation, such as relu, between its inputs and "
@@ -206,9 +193,9 @@ def _shares(
     for path, rule in resolved.items():
         _check_keep(rule.get("keep", keep), f"keep of the rule for {path}")
     return {
-        a.name: resolved[a.path].get("keep", keep)
-        for a in found.values()
-        if "skip" not in resolved[a.path]
+        name: resolved[place.path].get("keep", keep)
+        for name, place in found.items()
+        if "skip" not in resolved[place.path]
     }
 
 
