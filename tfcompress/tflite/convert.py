@@ -73,7 +73,8 @@ def convert(
         activations: of int4 layers: int8, dynamic (floats that the kernel quantizes itself) or
             float32 (weights are unpacked before they are used: fewer bytes, slower).
         target: whom int4 is for. xnnpack: 4 bits for matrix products, 1x1 convolutions included,
-            which become FULLY_CONNECTED. tflm: 4 bits for convolutions, which is what TFLite Micro
+            which become FULLY_CONNECTED (over maps of more than 1,024 places they keep 8 bits:
+            much time, few bytes). tflm: 4 bits for convolutions, which is what TFLite Micro
             computes. reference: 4 bits wherever LiteRT has a kernel at all, fast or not. A layer
             that a rule gives int4 has it wherever there is a kernel.
 

@@ -30,6 +30,11 @@ class Grids:
             for number, tensor in enumerate(self._main.tensors)
             if fb.type_name(tensor) == "FLOAT32"
         }
+        self._makers = {
+            int(tensor): number
+            for number, operator in enumerate(self._main.operators)
+            for tensor in operator.outputs
+        }
         self._parents: dict[_Spot, _Spot] = {}
         self._fixed: dict[_Spot, Grid] = {}
         self._join()
@@ -68,8 +73,20 @@ class Grids:
             members = members & set(self._ranges.learned) or members
             bounds = [self._bounds(number, bits) for number in sorted(members)]
             low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
-            self._made[root] = _alive(grid(low, high, codes(bits)))
+            found = grid(low, high, codes(bits))
+            scale = float(np.float32(found.scale)) or self._scale_of_zeros(tensor, bits)
+            self._made[root] = Grid(np.array(scale), found.zero_point, found.codes)
         return self._made[root]
+
+    def _scale_of_zeros(self, tensor: int, bits: int) -> float:
+        """Returns a scale for a tensor that is always 0: that of what it is computed from.
+
+        The kernels need one, and take no ratio of neighbours' scales above 2**30.
+        """
+        maker = self._makers.get(tensor)
+        before = [] if maker is None or self._bits[maker] != bits else self.data(maker)
+        before = [t for t in before if self._root((t, bits)) != self._root((tensor, bits))]
+        return float(self.of(before[0], bits).scale) if before else 2.0**-7
 
     def _bounds(self, tensor: int, bits: int) -> tuple[float, float]:
         if tensor in self._ranges:
@@ -125,9 +142,3 @@ class Grids:
 
     def _name(self, number: int) -> str:
         return fb.operator_name(self._model, self._main.operators[number])
-
-
-def _alive(found: Grid) -> Grid:
-    """Returns the grid; one of a tensor that is always 0 gets a scale, as the kernels need one."""
-    scale = np.asarray(found.scale, np.float32).astype(np.float64)
-    return Grid(np.where(scale > 0, scale, 2.0**-7), found.zero_point, found.codes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress import rules
 from tfcompress.errors import InputError, require
@@ -34,6 +35,10 @@ _INT4 = {
     "tflm": ("CONV_2D", "DEPTHWISE_CONV_2D"),
     "reference": INT4_KERNELS,
 }
+
+
+# How often a run may use each weight: kernels over large maps take much time and have few weights.
+_MOST_USES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,7 @@ class _Plan:
         for number, choice in enumerate(self.choices):
             op = file.subgraphs[0].operators[number]
             fast = choice.mode.weights == "int4" and self._request.target == "xnnpack"
-            if fast and is_pointwise(file, op):
+            if fast and is_pointwise(file, op) and (choice.asked or _uses(file, op) <= _MOST_USES):
                 products.append(number)
             if choice.mode.bits and fb.operator_name(file, op) in MULTIPLICATIONS:
                 multiplications.append(number)
@@ -203,6 +208,11 @@ class _Plan:
                 wanted = rule.get("scheme", "as it says")
                 found_none = Shortfall(rule["layers"], "rule", wanted, "without effect", reason)
                 self.shortfalls.append(found_none)
+
+
+def _uses(file: schema.ModelT, op: schema.OperatorT) -> int:
+    """Returns how often one run uses each weight of a pointwise convolution."""
+    return int(np.prod(fb.shape(file.subgraphs[0].tensors[int(op.outputs[0])])[:3]))
 
 
 def _check_samples(model: keras.Model, plan: _Plan, samples: Sequence[np.ndarray] | None) -> None:
