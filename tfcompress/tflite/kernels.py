@@ -85,11 +85,9 @@ def store(
         scale = np.where(scale > 0, np.maximum(scale, least), 0.0)
     found = Grid(scale, given.zero_point, given.codes)
     codes = _rounded(kernel, found, operator, method, inputs)
-    # A channel of zeros has codes of 0 on any grid; that of the others keeps its bias exact.
-    living = scale[scale > 0]
-    spare = living.max() if living.size else 2.0**-7
+    spare = _spare(scale)
     if bias is not None and input_scale:
-        spare = max(spare, np.abs(bias).max() / (input_scale * _ROOM))
+        spare = max(spare, float(np.abs(bias).max()) / (input_scale * _ROOM))
     return Stored(codes, np.where(scale > 0, scale, spare).ravel(), bits)
 
 
@@ -117,4 +115,11 @@ def stored_as_learned(kernel: np.ndarray, operator: str, scale: np.ndarray, bits
     scale = np.ravel(np.asarray(scale, np.float64))
     shape = [-1 if place == axis and scale.size > 1 else 1 for place in range(kernel.ndim)]
     grid = Grid(scale.reshape(shape), np.array(0), Codes(bits))
-    return Stored(grid.clip(np.rint(grid.steps(kernel))), np.where(scale > 0, scale, 1.0), bits)
+    codes = grid.clip(np.rint(grid.steps(kernel)))
+    return Stored(codes, np.where(scale > 0, scale, _spare(scale)), bits)
+
+
+def _spare(scale: np.ndarray) -> float:
+    """Returns a scale for channels of zeros, whose codes are 0 on any: one that biases can use."""
+    living = scale[scale > 0]
+    return float(living.max()) if living.size else 2.0**-7

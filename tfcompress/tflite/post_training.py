@@ -248,6 +248,11 @@ def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None)
     for tensor, rounded in plan.marked.ranges.items():
         low, high, _ = rounded.quantization()
         learned[tensor] = float(low), float(high)
+    for number, unit in enumerate(plan.marked.units):
+        if plan.operator(number) == "PRELU" and unit is not None and is_learned(unit.operation):
+            # Its weights are an input like others: the range whose steps are those learned.
+            scale = float(np.max(unit.operation.quantization()[1]))
+            learned[int(plan.operators[number].inputs[1])] = (-128 * scale, 127 * scale)
     if not wanted or samples is None:
         return Ranges(learned=learned)
     unknown = sorted(wanted - set(learned))
