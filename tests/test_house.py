@@ -13,10 +13,10 @@ FLOORS = [
     {"graph", "weights", "rules", "projection", "measure", "schedules", "models"},
     {"pruning", "clustering", "quantization", "data"},
     {"tflite"},
-    {"structured"},
+    {"structured", "packing"},
     {"callbacks", "wrappers", "legacy"},
     {"recipe", "pipeline", "report", "search"},
-    {"analyze", "commands", "compress", "export", "latency"},
+    {"analyze", "archive", "commands", "compress", "export", "latency"},
 ]
 # Floors 0, 1, 6 and 7 are built of single files that may use one another.
 OPEN_FLOORS = {0, 1, 6, 7}

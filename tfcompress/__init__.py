@@ -18,9 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with silent_stderr():
     import keras
 
-from tfcompress import clustering, data, models, pruning, schedules, structured
+from tfcompress import clustering, data, models, packing, pruning, schedules, structured
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule, RoundIteratively
 from tfcompress.errors import InputError
+from tfcompress.packing import pack, unpack
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
 from tfcompress.report import quantization_report
@@ -45,6 +46,7 @@ from tfcompress.structured import (
 )
 from tfcompress.tflite import (
     audit,
+    codebook_flatbuffer,
     compare,
     convert,
     measure_latency,
@@ -69,6 +71,7 @@ __all__ = [
     "audit",
     "channel_groups",
     "clustering",
+    "codebook_flatbuffer",
     "compare",
     "convert",
     "correct_bias",
@@ -84,6 +87,8 @@ __all__ = [
     "merge_channels",
     "mixed_precision",
     "models",
+    "pack",
+    "packing",
     "pool_head",
     "preserve",
     "prune_activations",
@@ -99,4 +104,5 @@ __all__ = [
     "sparse_inference_report",
     "structured",
     "trim",
+    "unpack",
 ]

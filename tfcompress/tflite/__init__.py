@@ -1,6 +1,7 @@
 """`.tflite` files: made, read back, run, compared, timed."""
 
 from tfcompress.tflite.audit import Audit, Weight, audit
+from tfcompress.tflite.codebook import CodebookFlatbuffer, codebook_flatbuffer
 from tfcompress.tflite.compare import Comparison, compare
 from tfcompress.tflite.convert import convert
 from tfcompress.tflite.interpreter import run, run_integers
@@ -16,6 +17,7 @@ from tfcompress.tflite.sparse_inference import (
 __all__ = [
     "SCHEMES",
     "Audit",
+    "CodebookFlatbuffer",
     "Comparison",
     "Latency",
     "Operator",
@@ -24,6 +26,7 @@ __all__ = [
     "SparseLayer",
     "Weight",
     "audit",
+    "codebook_flatbuffer",
     "compare",
     "convert",
     "measure_latency",

@@ -23,7 +23,7 @@ _OPERATORS = {
 _TYPES = {code: name for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 # Since when operators that are added take the types that they are added for.
 _VERSIONS = {"QUANTIZE": 2, "DEQUANTIZE": 3, "FULLY_CONNECTED": 5}
-_DTYPES = {
+DTYPES = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "FLOAT64": np.float64, "INT8": np.int8,
     "UINT8": np.uint8, "INT16": np.int16, "UINT16": np.uint16, "INT32": np.int32,
     "UINT32": np.uint32, "INT64": np.int64, "UINT64": np.uint64, "BOOL": np.bool_,
@@ -122,8 +122,8 @@ def data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
         low, high = raw << 4, raw & 0xF0  # the sign bit at the top of the byte
         values = np.stack([low, high], axis=1).reshape(-1).view(np.int8) >> 4
         values = values[: int(np.prod(shape(tensor)))]
-    elif name in _DTYPES:
-        values = raw.view(_DTYPES[name])
+    elif name in DTYPES:
+        values = raw.view(DTYPES[name])
     else:
         return raw
     return values if tensor.sparsity is not None else values.reshape(shape(tensor))

@@ -31,10 +31,10 @@ def slim(flatbuffer: fb.Flatbuffer, keep_names: bool = False) -> bytes:
     return slimmed
 
 
-def same_outputs(one: bytes, other: bytes, samples: int = 4) -> bool:
+def same_outputs(one: bytes, other: bytes, samples: int = 4, xnnpack: bool = True) -> bool:
     """Whether two files give bit-identical outputs on `samples` random inputs."""
     x = interpreter.noise(interpreter.start(one), samples)
-    results = [interpreter.run_integers(content, x) for content in (one, other)]
+    results = [interpreter.run_integers(content, x, xnnpack=xnnpack) for content in (one, other)]
     pairs = [r if isinstance(r, list) else [r] for r in results]
     return all(
         a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))
