@@ -169,16 +169,9 @@ class _Rewriting:
         return len(self.graph.tensors) - 1
 
     def _operator(self, word: str, inputs: list[int], output: int) -> schema.OperatorT:
-        code = getattr(schema.BuiltinOperator, word)
-        known = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in self.model.operatorCodes]
-        if code not in known:
-            known.append(code)
-            self.model.operatorCodes.append(
-                schema.OperatorCodeT(deprecatedBuiltinCode=code, builtinCode=code, version=2)
-            )
         options = {"CAST": schema.CastOptionsT, "GATHER": schema.GatherOptionsT}.get(word)
         operator = schema.OperatorT(
-            opcodeIndex=known.index(code),
+            opcodeIndex=fb.operator_code(self.model, word),
             inputs=np.array(inputs, np.int32),
             outputs=np.array([output], np.int32),
         )

@@ -22,7 +22,7 @@ _OPERATORS = {
 }
 _TYPES = {code: name for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 # Since when operators that are added take the types that they are added for.
-_VERSIONS = {"QUANTIZE": 2, "DEQUANTIZE": 3, "FULLY_CONNECTED": 5}
+_VERSIONS = {"QUANTIZE": 2, "DEQUANTIZE": 3, "FULLY_CONNECTED": 5, "GATHER": 2}
 DTYPES = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "FLOAT64": np.float64, "INT8": np.int8,
     "UINT8": np.uint8, "INT16": np.int16, "UINT16": np.uint16, "INT32": np.int32,
