@@ -6,6 +6,7 @@
 2. `headline`: the baseline with 2.1x fewer multiply-accumulates, fine-tuned, for `--score`; with
    `--distill` the baseline's soft labels teach it as well. Beside it `control`: the baseline
    itself, trained on in exactly the same way, so that what is lost is lost by the removal alone.
+   `--scope` and `--per` say how channels of different groups are compared (`tfc.prune_channels`).
 3. `curve`: each of `--scores` at each of `--ratios`, fine-tuned for `--epochs`; and the baseline
    itself (`none`), trained on in the same way.
 
@@ -63,6 +64,8 @@ class Point:
 
     stage: str
     score: str = "none"
+    scope: str = "global"
+    per: str | None = None
     ratio: float = 1.0
     round_to: int = 1
     rounds: int = 1
@@ -105,12 +108,14 @@ def points(options):
     if options.distill:
         long |= {"distill": options.distill, "temperature": options.temperature}
     removal = {
+        "scope": options.scope,
+        "per": options.per,
         "round_to": options.round_to,
         "rounds": options.rounds,
         "round_epochs": options.round_epochs,
     }
     if "headline" in options.stages:
-        yield Point("headline", options.score, HEADLINE, **removal, **long)
+        yield Point("headline", options.score, ratio=HEADLINE, **removal, **long)
     if "control" in options.stages:
         yield Point("control", **long)
     if "curve" in options.stages:
@@ -118,7 +123,7 @@ def points(options):
         yield Point("curve", **short)
         for ratio in sorted(options.ratios, key=lambda ratio: abs(ratio - HEADLINE)):
             for score in options.scores:
-                yield Point("curve", score, ratio, **short)
+                yield Point("curve", score, ratio=ratio, **short)
 
 
 class Work:
@@ -177,9 +182,11 @@ class Work:
             small = tfc.prune_channels(
                 model,
                 keep_macs=keep,
-                score=point.score,
+                score=score_of(point),
                 data=data,
                 loss="sparse_categorical_crossentropy",
+                scope=point.scope,
+                per=point.per,
                 round_to=point.round_to,
             )
             small.save(path.with_suffix(".part.keras"))
@@ -226,6 +233,12 @@ class Work:
         x, y = self.images.split(split)
         found = model.predict(self.images.prepare(x), batch_size=500, verbose=0).argmax(-1)
         return 100 * float(np.mean(found == y))
+
+
+def score_of(point):
+    """Returns the score to ask for: costs are weighed against changes of the loss, as they are."""
+    raw = point.per and point.score in ("gradient", "hessian")
+    return {point.score: {"normalise": False}} if raw else point.score
 
 
 def _convolve_in_bfloat16(on):
@@ -340,6 +353,7 @@ def report(folder, baseline):
     )
     for row in sorted(rows, key=lambda row: (row["stage"], row["score"], -row["macs"])):
         title = f"{row['stage']} {row['score']}" + (" distilled" if row["distill"] else "")
+        title += "".join(f" {word}" for word in how(row))
         epochs, fewer = row["epochs"] * row["cycles"], first["macs"] / row["macs"]
         print(
             f"{title:<30}{epochs:>7}{row['macs']:>12,}{fewer:>7.2f}x"
@@ -349,6 +363,12 @@ def report(folder, baseline):
     draw(rows, first, folder / "curve.png")
     lost = [first["test"] - row["test"] for row in rows if row["stage"] == "headline"]
     return int(bool(lost) and min(lost) > MOST_POINTS_LOST)
+
+
+def how(row):
+    """Returns the words that say in which order channels went, where it is not the plain one."""
+    scope, per = row.get("scope", "global"), row.get("per")
+    return ([] if scope == "global" else [scope]) + ([f"per {per}"] if per else [])
 
 
 def draw(rows, baseline, path):
@@ -368,6 +388,7 @@ def draw(rows, baseline, path):
         if row["stage"] == "headline":
             label = f"{row['score']}, {row['epochs'] * row['cycles']} epochs"
             label += ", distilled" if row["distill"] else ""
+            label += "".join(f", {word}" for word in how(row))
             axes.plot(baseline["macs"] / row["macs"], row["test"], "*", markersize=11, label=label)
     axes.set(xlabel="times fewer multiply-accumulates", ylabel="test accuracy, %")
     axes.set_title("ResNet-8, channels removed and fine-tuned, CIFAR-10 as JPEG files")
@@ -393,6 +414,10 @@ def _parse(arguments):
     add("--headline-epochs", type=int, default=30)
     add("--cycles", type=int, default=1, help="of the headline: the learning rate starts anew")
     add("--score", choices=SCORES, default="gradient", help="of the headline")
+    add(
+        "--scope", choices=("global", "layer", "measured"), default="global", help="of the headline"
+    )
+    add("--per", choices=("macs", "parameters", "latency"), help="of the headline")
     add("--round-to", type=int, default=1, help="of the headline: channels in multiples of this")
     add("--rounds", type=int, default=1, help="of the headline")
     add("--round-epochs", type=int, default=5)

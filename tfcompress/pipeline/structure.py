@@ -84,8 +84,9 @@ def _prune_channels(
         # What a check wants to know is whether the rules match and the budget can be reached.
         settings |= stage.budget if "keep_macs" in stage.budget else {"keep_parameters": 0.999}
         # Scores of weights are tried out, too: not every model has what they look at.
-        # Time is not measured for that: any other cost tries out the words as well.
+        # Neither time nor a loss is measured for that: others try out the words as well.
         settings["per"] = "macs" if stage.per == "latency" else stage.per
+        settings["scope"] = "global" if stage.scope == "measured" else stage.scope
         known = structured.SCORES.create(stage.score).needs == "weights"
         return structured.prune_channels(
             model, score=stage.score if known else "random", **settings

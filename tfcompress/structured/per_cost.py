@@ -7,7 +7,7 @@ import numpy as np
 from tfcompress.structured import costs
 from tfcompress.structured.groups import ChannelGroups, Group
 from tfcompress.structured.latency import LatencyTable
-from tfcompress.structured.ranking import Ranking, rank
+from tfcompress.structured.ranking import Ranking, Shrinking
 from tfcompress.structured.selection import Limit
 
 Cost = Callable[[np.ndarray], np.ndarray]  # widths (..., groups) -> what the model costs (...)
@@ -58,37 +58,21 @@ def rank_per_cost(
         cost: of `cost_of`, over the widths of `groups`.
         limits: by name of the group.
     """
-    plain = rank(groups, scores, normalise=normalise)
-    own = [np.flatnonzero(plain.groups == number) for number in range(len(groups))]
-    sums = [np.cumsum([0.0, *plain.keys[places]]) for places in own]
-    widths = np.array([group.size for group in groups], int)
+    shrinking = Shrinking(groups, scores, normalise)
+    widths = shrinking.widths
     steps, losses = np.zeros(len(groups), int), np.full(len(groups), np.inf)
 
     def look_ahead(number: int) -> None:
-        gone, limit = groups[number].size - widths[number], limits[groups[number].name]
-        below = limit.below(int(widths[number]))
+        below = limits[groups[number].name].below(int(widths[number]))
         steps[number] = 0 if below is None else widths[number] - below
-        total = sums[number]
-        losses[number] = total[gone + steps[number]] - total[gone] if steps[number] else np.inf
+        losses[number] = np.inf if below is None else shrinking.loss(number, below)
 
     for number in range(len(groups)):
         look_ahead(number)
-    order, keys = [np.array([], int)], [np.array([])]
     while steps.any():
         saved = cost(widths) - cost(widths - np.diag(steps))
         ratios = losses / np.maximum(saved, _NOTHING)
         number = int(np.argmin(ratios))
-        gone = groups[number].size - widths[number]
-        order.append(own[number][gone : gone + steps[number]])
-        keys.append(np.full(steps[number], ratios[number]))
-        widths[number] -= steps[number]
+        shrinking.shrink(number, int(widths[number] - steps[number]), float(ratios[number]))
         look_ahead(number)
-    held = [places[places.size - width :] for places, width in zip(own, widths, strict=True)]
-    places = np.concatenate([*order, *held])
-    keys.append(np.full(widths.sum(), np.inf))
-    return Ranking(
-        plain.names,
-        plain.groups[places],
-        plain.channels[places],
-        np.maximum.accumulate(np.concatenate(keys)),
-    )
+    return shrinking.ranking()

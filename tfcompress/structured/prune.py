@@ -12,7 +12,9 @@ from tfcompress.structured import costs
 from tfcompress.structured.evidence import collect
 from tfcompress.structured.groups import NONE_MADE, ChannelGroups, channel_groups
 from tfcompress.structured.latency import latency_table, prune_to_latency
+from tfcompress.structured.measured import loss_without, rank_measured
 from tfcompress.structured.per_cost import COSTS, cost_of, rank_per_cost
+from tfcompress.structured.ranking import SCOPES as RANKED
 from tfcompress.structured.ranking import rank, score_groups
 from tfcompress.structured.removal import keep_channels
 from tfcompress.structured.scores import SCORES
@@ -20,6 +22,7 @@ from tfcompress.structured.selection import Selection, limits, out_of_reach
 from tfcompress.tflite import convert
 
 _MOST_FILES = 6  # that are written to find out how far a budget of bytes goes
+SCOPES = (*RANKED, "measured")
 _COUNTED = {"keep_macs": costs.macs, "keep_parameters": costs.parameters}
 
 
@@ -55,8 +58,11 @@ def prune_channels(
         score: which channels go first, see `tfcompress.structured.SCORES`.
         data: for scores that need it, (x, y) arrays, a `tf.data.Dataset` or `tfcompress.data.Data`;
             about 1,000 samples are read.
-        loss: for scores that need gradients; None: the one that the model is compiled with.
-        scope: `global` compares the channels of all groups; `layer` takes the same share of each.
+        loss: for scores that need gradients, and to measure; None: the one that the model is
+            compiled with.
+        scope: `global` compares the channels of all groups; `layer` takes the same share of each;
+            `measured` needs data, and takes, step by step, from the group whose channels the loss
+            can best do without: each step saves 5 % of the budget's cost, and tries every group.
         per: a cost that scores are weighed against: `macs`, `parameters` or `latency`. Those
             channels go first whose score / (cost that they save) is least, at the widths that the
             groups have by then; several at once where `round_to` asks for it. Scores that add up,
@@ -78,7 +84,8 @@ def prune_channels(
             free channels, a rule that matches nothing, weights or scores that are NaN, data that
             does not fit.
 
-    Source: Li et al. 2017, "Pruning filters for efficient ConvNets"; Fang et al. 2023, "DepGraph".
+    Sources: Li et al. 2017, "Pruning filters for efficient ConvNets"; Fang et al. 2023, "DepGraph";
+    for `measured` Yang et al. 2018, "NetAdapt", without its fine-tuning between the steps.
 
     >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="conv"),
     ...     keras.layers.Flatten(), keras.layers.Dense(2)])
@@ -92,7 +99,7 @@ def prune_channels(
         "keep_latency": keep_latency,
     }
     budget, share = _one_budget(budgets)
-    _check_per(per, scope)
+    _check_scope(scope, per, data)
     method = SCORES.create(score)
     groups = channel_groups(model)
     require_free(groups)
@@ -101,13 +108,17 @@ def prune_channels(
     scored = [group for group in groups if limited[group.name].least < group.size]
     evidence = collect(model, groups, data, loss, method.needs)
     scores = score_groups(scored, method, evidence)
-    timed = "latency" in (per, budget.removeprefix("keep_"))
-    table = latency_table(groups, scheme, samples) if timed else None
-    if per is None:
-        ranking = rank(scored, scores, scope, normalise=method.normalise)
-    else:
+    counted = {"keep_bytes": "parameters"}.get(budget, budget.removeprefix("keep_"))
+    table = latency_table(groups, scheme, samples) if "latency" in (per, counted) else None
+    how = {"normalise": method.normalise}
+    if scope == "measured":
+        cost, measure = cost_of(counted, groups, scored, table), loss_without(groups, data, loss)
+        ranking = rank_measured(scored, scores, cost, limited, measure, share, **how)
+    elif per is not None:
         cost = cost_of(per, groups, scored, table)
-        ranking = rank_per_cost(scored, scores, cost, limited, normalise=method.normalise)
+        ranking = rank_per_cost(scored, scores, cost, limited, **how)
+    else:
+        ranking = rank(scored, scores, scope, **how)
     selection = Selection(groups, ranking, limited)
     if budget == "keep_latency":
         return prune_to_latency(
@@ -133,7 +144,11 @@ def _one_budget(budgets: Mapping[str, float | None]) -> tuple[str, float]:
     return name, float(share)
 
 
-def _check_per(per: str | None, scope: str) -> None:
+def _check_scope(scope: str, per: str | None, data: Any) -> None:
+    if scope not in SCOPES:
+        raise unknown("scope", scope, SCOPES)
+    measurable = scope != "measured" or data is not None
+    require(measurable, "data", "must be given for scope='measured'", data=data)
     if per is not None and per not in COSTS:
         raise unknown("per", per, COSTS)
     if per is not None and scope != "global":

@@ -1,7 +1,7 @@
 """Scores of channels brought into one order."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,51 @@ class Ranking:
         order = np.lexsort((channels, groups))
         ends = np.searchsorted(groups[order], np.arange(1, len(self.names)))
         return dict(zip(self.names, np.split(channels[order], ends), strict=True))
+
+
+class Shrinking:
+    """Groups that lose their lowest channels step by step, in an order that becomes a ranking.
+
+    widths: how many channels each group has left, int (groups,).
+    """
+
+    def __init__(
+        self, groups: Sequence[Any], scores: Mapping[str, np.ndarray], normalise: bool = True
+    ):
+        self._plain = rank(groups, scores, normalise=normalise)
+        self._own = [np.flatnonzero(self._plain.groups == n) for n in range(len(groups))]
+        self._sums = [np.cumsum([0.0, *self._plain.keys[places]]) for places in self._own]
+        self._order: list[np.ndarray] = [np.array([], int)]
+        self._keys: list[np.ndarray] = [np.array([])]
+        self.widths = np.array([group.size for group in groups], int)
+
+    def loss(self, number: int, width: int) -> float:
+        """Returns the sum of the scores of the channels that go if a group becomes that narrow."""
+        size, sums = len(self._own[number]), self._sums[number]
+        return float(sums[size - width] - sums[size - self.widths[number]])
+
+    def kept(self, number: int, width: int) -> np.ndarray:
+        """Returns the channels that a group has at that width, ascending."""
+        return np.sort(self._plain.channels[self._own[number][len(self._own[number]) - width :]])
+
+    def shrink(self, number: int, width: int, key: float) -> None:
+        """Takes channels from a group until it has that width; `key` is what it was chosen by."""
+        size = len(self._own[number])
+        self._order.append(self._own[number][size - self.widths[number] : size - width])
+        self._keys.append(np.full(self.widths[number] - width, key))
+        self.widths[number] = width
+
+    def ranking(self) -> Ranking:
+        """Returns the channels in the order in which they went; behind them those that are left."""
+        gone = np.concatenate(self._order)
+        places = np.concatenate([gone, np.setdiff1d(np.arange(len(self._plain)), gone)])
+        keys = np.concatenate([*self._keys, np.full(self.widths.sum(), np.inf)])
+        return Ranking(
+            self._plain.names,
+            self._plain.groups[places],
+            self._plain.channels[places],
+            np.maximum.accumulate(keys),
+        )
 
 
 def score_groups(
