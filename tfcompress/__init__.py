@@ -20,6 +20,7 @@ with silent_stderr():
 
 from tfcompress import clustering, data, models, packing, pruning, schedules, structured
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule, RoundIteratively
+from tfcompress.clustered import cluster, fisher
 from tfcompress.errors import InputError
 from tfcompress.packing import pack, unpack
 from tfcompress.pipeline import run_recipe
@@ -70,6 +71,7 @@ __all__ = [
     "RoundIteratively",
     "audit",
     "channel_groups",
+    "cluster",
     "clustering",
     "codebook_flatbuffer",
     "compare",
@@ -80,6 +82,7 @@ __all__ = [
     "dead_channels",
     "drop_layers",
     "equalize",
+    "fisher",
     "fold_batch_norm",
     "keep_channels",
     "kept_features",

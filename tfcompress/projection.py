@@ -6,41 +6,40 @@ every single step, whatever the loop around it looks like (`steps_per_execution`
 accumulation, XLA, replicas, a loop of the user's own), and so are its checkpoints.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.sharing import Scales, Sums, codes_of, state
 from tfcompress.weights import Kernel, kernels
 
 
 class Projection(keras.constraints.Constraint):
-    """Projects a kernel onto its mask, then onto its groups of equal values, then onto what is
-    rounded.
+    """Projects a kernel onto its mask, then onto its form of sharing (`tfcompress.sharing`), then
+    onto what is rounded.
 
     Args:
         kernel: the kernel to project. A constraint that it has already is applied first.
 
     Attributes:
         mask: bool array of the kernel's shape; False stays zero.
-        groups: int32 array of the kernel's shape or None; weights of one group share one value,
-            their mean, which descends their mean gradient (Han et al. 2016 sum the gradients).
-            Group 0 is zero and stays so.
+        sharing: the form of sharing in use, or None.
         rounded: bool array of the kernel's shape; True keeps the value that it was rounded to.
     """
 
     def __init__(self, kernel: Kernel):
         shape = tuple(kernel.variable.shape)
         self._users = kernel.variable.constraint
+        self._kernel = kernel
         self.mask = np.ones(shape, bool)
-        self.groups: np.ndarray | None = None
-        self._mask = _state(np.ones(shape, bool), f"{kernel.path}_mask")
-        # Variables, once there is room for groups: group and size of groups, and whether in use.
-        self._groups: Any = None
-        self._counts: Any = None
-        self._shared: Any = None
+        self.sharing: Any = None
+        self._mask = state(np.ones(shape, bool), f"{kernel.path}_mask")
+        # What there is room for, and which of it is in use (0: none).
+        self._forms: list[Any] = []
+        self._in_use: Any = None
         self._shape = shape
         self.rounded = np.zeros(shape, bool)
         # Variables, once there is room for rounding: where, the values there, the others' limit.
@@ -48,36 +47,54 @@ class Projection(keras.constraints.Constraint):
         self._values: Any = None
         self._limit: Any = None
 
-    def allow_groups(self, most: int) -> None:
-        """Makes room for `most` groups; needed before the training step is traced."""
-        if self._counts is None or self._counts.shape[0] < most + 1:
-            self._groups = _state(np.zeros(self._shape, np.int32), "groups")
-            self._counts = _state(np.ones(most + 1, np.float64), "counts")
-            self._shared = _state(np.zeros((), bool), "shared")
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Which weights have one value, int32 of the kernel's shape, 0: zero; None: not shared."""
+        return None if self.sharing is None else self.sharing.groups
+
+    def allow_sums(
+        self, cells: int, columns: int = 1, levels: int = 1, gradients: str = "mean"
+    ) -> Sums:
+        """Makes room for codebooks, see `Sums`; needed before the training step is traced."""
+        for form in self._forms:
+            if not isinstance(form, Sums) or (form.levels, form.gradients) != (levels, gradients):
+                continue
+            if (form.cells, form.columns) == (cells, columns) or (
+                levels == 1 and form.entries >= cells * columns
+            ):
+                return form
+        return self._allow(Sums(self._shape, cells, columns, levels, gradients))
+
+    def allow_scales(self, axes: Sequence[int]) -> Scales:
+        """Makes room for codes and the scales of the channels along `axes`, see `Scales`."""
+        wanted = tuple(axis % len(self._shape) for axis in axes)
+        for form in self._forms:
+            if isinstance(form, Scales) and form.axes == wanted:
+                return form
+        return self._allow(Scales(self._shape, wanted))
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Zeroes the weights where `mask` is False, from the next step on."""
         self.mask = mask
         self._mask.assign(mask)
-        if self.groups is not None:
-            self.set_groups(np.where(mask, self.groups, 0))
+        if self.sharing is not None:
+            self.sharing.masked(mask, self._kernel.value())
 
-    def set_groups(self, groups: np.ndarray) -> None:
-        """Lets the weights of one group share one value, from the next step on."""
-        if self._counts is None:
-            raise RuntimeError("allow_groups(...) comes before set_groups(...)")
-        self.groups = groups.astype(np.int32)
-        counts = np.bincount(self.groups.ravel(), minlength=self._counts.shape[0])
-        self._groups.assign(self.groups)
-        self._counts.assign(np.maximum(counts, 1).astype(np.float64))
-        self._shared.assign(True)
+    def share(self, form: Any, where: np.ndarray, w: np.ndarray) -> None:
+        """Has the kernel, whose value is `w`, keep an allowed form from the next step on.
+
+        `where` says which weight has which number, as the form's `set` wants it.
+        """
+        form.set(where, w)
+        self.sharing = form
+        self._in_use.assign(1 + self._forms.index(form))
 
     def allow_rounding(self) -> None:
         """Makes room for `set_rounded`; needed before the training step is traced."""
         if self._rounded is None:
-            self._rounded = _state(self.rounded, "rounded")
-            self._values = _state(np.zeros(self._shape, np.float32), "values")
-            self._limit = _state(np.full(self._shape, np.inf, np.float32), "limit")
+            self._rounded = state(self.rounded, "rounded")
+            self._values = state(np.zeros(self._shape, np.float32), "values")
+            self._limit = state(np.full(self._shape, np.inf, np.float32), "limit")
 
     def set_rounded(self, rounded: np.ndarray, values: np.ndarray, limit: np.ndarray) -> None:
         """Keeps weights where `rounded` at `values`, and the others within -limit .. limit."""
@@ -88,32 +105,38 @@ class Projection(keras.constraints.Constraint):
         self._values.assign(values)
         self._limit.assign(np.broadcast_to(limit, self._shape))
 
-    def __call__(self, w):
+    def nearest(self, w: Any) -> Any:
+        """Returns the nearest kernel to `w` with this mask and sharing; the next step starts so."""
+        return self._projected(w, "nearest")
+
+    def __call__(self, w: Any) -> Any:
+        """Returns what the optimizer's step, that has made `w` of the kernel, makes of it."""
+        return self._projected(w, "step")
+
+    def _allow(self, form: Any) -> Any:
+        if self._in_use is None:
+            self._in_use = state(np.zeros((), np.int32), "in_use")
+        self._forms.append(form)
+        return form
+
+    def _projected(self, w: Any, verb: str) -> Any:
         if self._users is not None:
             w = self._users(w)
         w = tf.convert_to_tensor(w)
         # `where` and not a product: a negative weight times zero is -0.0, whose bits are not zero.
         w = tf.where(self._mask.value, w, tf.zeros_like(w))
-        if self._counts is not None:
-            w = tf.cond(self._shared.value, lambda: self._share(w), lambda: w)
+        for number, form in enumerate(self._forms, 1):
+            w, codebook = tf.cond(
+                tf.equal(self._in_use.value, number),
+                lambda form=form, w=w: getattr(form, verb)(w),
+                lambda form=form, w=w: (w, form.codebook),
+            )
+            form.remember(codebook)
         if self._rounded is None:
             return w
         limit = tf.cast(self._limit.value, w.dtype)
         free = tf.clip_by_value(w, -limit, limit)
         return tf.where(self._rounded.value, tf.cast(self._values.value, w.dtype), free)
-
-    def _share(self, w):
-        groups, counts = self._groups.value, self._counts.value
-        # In float64 the mean of equal float32 values is that value, so nothing drifts. The raw
-        # operator is the one whose size XLA sees; it is 4 times as fast as a segment sum.
-        sums = tf.raw_ops.DenseBincount(
-            input=tf.reshape(groups, [-1]),
-            size=self._counts.shape[0],
-            weights=tf.cast(tf.reshape(w, [-1]), tf.float64),
-        )
-        means = tf.cast(sums / counts, w.dtype)
-        means = tf.concat([tf.zeros([1], w.dtype), means[1:]], axis=0)
-        return tf.gather(means, groups)
 
 
 def install(model: keras.Model, targets: Iterable[Kernel]) -> dict[str, Projection]:
@@ -152,7 +175,8 @@ def preserve(model: keras.Model) -> None:
     What is kept is read from the weights. Zeros: each weight that is exactly zero, unless all are.
     Shared values: where at least half of a kernel's weights (a tenth, up to 70,000) repeat
     another's value; or, after
-    BatchNorm folding has scaled the output channels, where they do so within a channel.
+    BatchNorm folding has scaled the output channels, where they do so within a channel. A kernel
+    that lies on few codes of an int8 grid (`tfc.cluster(model, grid="int8")`) stays on them.
 
         sparse = keras.models.load_model("sparse.keras")
         tfc.preserve(sparse)
@@ -169,10 +193,14 @@ def keep(projection: Projection, w: np.ndarray, output_axes: tuple[int, ...]) ->
     """Has the projection keep the zeros and the shared values of `w`."""
     if w.any():
         projection.set_mask(w != 0)
+    for axes in ((), output_axes):
+        codes = codes_of(w, axes)
+        if codes is not None:
+            projection.share(projection.allow_scales(axes), codes, w)
+            return
     groups = shared_groups(w, output_axes)
     if groups is not None:
-        projection.allow_groups(int(groups.max()))
-        projection.set_groups(groups)
+        projection.share(projection.allow_sums(int(groups.max())), groups[np.newaxis], w)
 
 
 def shared_groups(w: np.ndarray, output_axes: tuple[int, ...]) -> np.ndarray | None:
@@ -188,14 +216,7 @@ def shared_groups(w: np.ndarray, output_axes: tuple[int, ...]) -> np.ndarray | N
     # Up to some size the values of an ordinary trained kernel hardly ever repeat.
     if 0 < groups.max() <= max(nonzeros / 2, min(0.9 * nonzeros, 65536)):
         return groups
-    outputs = [axis % w.ndim for axis in output_axes]
-    channels = np.ravel_multi_index(
-        np.ix_(*[np.arange(w.shape[axis]) for axis in outputs]), [w.shape[axis] for axis in outputs]
-    )
-    spread = [w.shape[axis] if axis in outputs else 1 for axis in range(w.ndim)]
-    # Values and channels are paired in one integer: its distinct values are the groups.
-    pairs = groups.astype(np.int64) * channels.size + channels.reshape(spread)
-    groups = value_groups(np.where(groups > 0, pairs + 1, 0))
+    groups = channel_value_groups(w, output_axes)
     # Shared values repeat within a channel; those of an ordinary trained kernel hardly ever do.
     return groups if 0 < groups.max() <= 0.9 * nonzeros else None
 
@@ -208,8 +229,14 @@ def value_groups(w: np.ndarray) -> np.ndarray:
     return numbers[inverse].reshape(w.shape).astype(np.int32)
 
 
-def _state(value: np.ndarray, name: str) -> keras.Variable:
-    """A variable that belongs to no layer, so that it is never saved with the model."""
-    return keras.Variable(
-        value, dtype=value.dtype.name, trainable=False, name=name.replace("/", "_"), autocast=False
+def channel_value_groups(w: np.ndarray, output_axes: tuple[int, ...]) -> np.ndarray:
+    """Returns which weights have both channel and value in common, numbered from 1; 0 for zero."""
+    groups = value_groups(w)
+    outputs = [axis % w.ndim for axis in output_axes]
+    channels = np.ravel_multi_index(
+        np.ix_(*[np.arange(w.shape[axis]) for axis in outputs]), [w.shape[axis] for axis in outputs]
     )
+    spread = [w.shape[axis] if axis in outputs else 1 for axis in range(w.ndim)]
+    # Values and channels are paired in one integer: its distinct values are the groups.
+    pairs = groups.astype(np.int64) * channels.size + channels.reshape(spread)
+    return value_groups(np.where(groups > 0, pairs + 1, 0))

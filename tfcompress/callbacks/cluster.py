@@ -5,23 +5,28 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress import clustering
+from tfcompress import clustered, sharing
 from tfcompress.callbacks.kernel_callback import KernelCallback
-from tfcompress.errors import require
-from tfcompress.projection import value_groups
-from tfcompress.weights import Kernel, from_blocks, to_blocks
+from tfcompress.clustered import Clustered, Plan
+from tfcompress.errors import require, unknown
+from tfcompress.projection import channel_value_groups, value_groups
+from tfcompress.sharing import GRADIENTS, codes_of
+from tfcompress.weights import Kernel
+
+_OWNER = "ClusterOnSchedule"
 
 
 class ClusterOnSchedule(KernelCallback):
     """From a step on, lets the weights of each kernel share few values while the model trains.
 
     At `begin_step` each kernel is clustered and replaced by its codebook's values. From then on the
-    weights of a cluster stay equal after every single optimizer step: they take their mean, which
-    is gradient descent of the centroid with the mean gradient. The model's layers are left as they
-    are: when training ends it is an ordinary Keras model whose kernels hold few distinct values.
+    weights of a cluster stay equal after every single optimizer step, and with several levels each
+    block stays the sum of entries of the codebooks. The model's layers are left as they are: when
+    training ends it is an ordinary Keras model whose kernels hold few distinct values.
 
     Each epoch's `logs` receive `distinct_values` (the largest number of distinct non-zero values
-    in a clustered kernel) and `cluster_seconds` (time spent in clustering).
+    in a clustered kernel; codes, on a grid), `empty_clusters` (numbers of codebooks that no weight
+    has, over all kernels) and `cluster_seconds` (time spent in clustering).
 
     Args:
         method: the clustering method; see `tfcompress.clustering.METHODS`. A name, a
@@ -33,12 +38,29 @@ class ClusterOnSchedule(KernelCallback):
         keep_zeros: whether weights that are zero stay zero, beside the method's clusters.
         rules: what differs for some kernels, e.g. `{"layers": "head/.*", "clusters": 32}`. Keys:
             `layers` (a regular expression that matches the whole path of kernel or layer; the last
-            rule that matches wins), `skip` (a reason), `method`, `clusters`, `block`.
+            rule that matches wins), `skip` (a reason), `method`, `clusters`, `block`, `levels`,
+            `per`.
         update_every: steps after which clusters are found again (dynamic clustering), or None to
-            keep them and train only their values.
+            keep them and train only their values. Methods that go by steps go on from the clusters
+            that there are.
+        clusters: how many, in place of the method's own number.
+        levels: codebooks whose entries are added up, see `tfc.cluster`.
+        per: "kernel" or "channel": a codebook for each kernel or each of its output channels.
+        grid: "int8": the kernel keeps to at most `clusters` codes of the int8 grid, zero among
+            them, times a scale for each channel (or for the kernel, where its file has one). The
+            codes stay, the scales train, so that the `.tflite` has those very codes. For models
+            that `quantize_aware` or `fold_batch_norm` has made.
+        gradients: "mean": the weights of a cluster take their mean after a step, which moves it by
+            the mean of their gradients times the learning rate. "sum": it moves by the sum of their
+            steps, which for SGD is gradient descent of the codebook (Han et al. 2016); a cluster of
+            n weights learns n times as fast. Adam's steps are normalised weight by weight, so that
+            their sum moves a cluster by up to n learning rates: take a smaller one.
 
     Raises:
         InputError: before training starts, if an argument or a rule cannot be used.
+
+    A fit that goes on after an interruption finds its clusters in the weights; those of several
+    levels cannot be told from them and are found anew.
 
     Source: Han, Mao and Dally 2016, "Deep Compression".
 
@@ -56,9 +78,17 @@ class ClusterOnSchedule(KernelCallback):
         keep_zeros: bool = True,
         rules: Sequence[Mapping[str, Any]] = (),
         update_every: int | None = None,
+        *,
+        clusters: int | str | None = None,
+        levels: int = 1,
+        per: str = "kernel",
+        grid: str | None = None,
+        gradients: str = "mean",
     ):
         super().__init__()
-        self.method = clustering.METHODS.create(method)
+        plan = Plan(_OWNER, method, block, levels, per, keep_zeros, grid)
+        self.plan = plan if clusters is None else plan.with_clusters(clusters)
+        self.plan.check_grid()
         require(
             isinstance(begin_step, int) and begin_step >= 0,
             "begin_step of ClusterOnSchedule",
@@ -71,16 +101,40 @@ class ClusterOnSchedule(KernelCallback):
             "must be None or an integer of at least 1",
             update_every=update_every,
         )
+        if gradients not in GRADIENTS:
+            raise unknown(f"gradients of {_OWNER}", gradients, GRADIENTS)
+        if grid is not None:
+            fixed = gradients == "mean" and update_every is None
+            rule = "trains scales alone: without update_every and with gradients='mean'"
+            given = {"gradients": gradients, "update_every": update_every}
+            require(fixed, f"grid {grid!r} of {_OWNER}", rule, **given)
         self.begin_step = begin_step
-        self.block = _block(block)
-        self.keep_zeros = keep_zeros
         self.rules = tuple(rules)
         self.update_every = update_every
-        self._plans: dict[str, tuple[Any, tuple[int, int]]] = {}
+        self.gradients = gradients
+        self._plans: dict[str, Plan] = {}
+        self._axes: dict[str, tuple[int, ...] | None] = {}
+        self._found: dict[str, Clustered] = {}
+        self._forms: dict[str, Any] = {}
 
     def select(self) -> list[Kernel]:
-        targets, chosen = self._choose(("method", "clusters", "block"))
-        self._plans = {kernel.path: self._plan(kernel, chosen[kernel.path]) for kernel in targets}
+        targets, chosen = self._choose([key for key in clustered.KEYS if key != "group"])
+        if self.plan.grid is not None:
+            clustered.check_folded(self.model, f"grid of {_OWNER}")
+            self._axes = clustered.scale_axes(self.model, targets)
+            for kernel in targets:
+                if self._axes[kernel.path] is None:
+                    kind = type(kernel.layer).__name__
+                    self.skipped[kernel.path] = f"int8 files have no kernel of {kind}"
+            targets = [kernel for kernel in targets if kernel.path not in self.skipped]
+            rule = "needs a kernel of a layer that int8 files hold"
+            require(targets, f"grid of {_OWNER}", rule)
+        self._plans = {k.path: self.plan.of_rule(chosen[k.path]) for k in targets}
+        for kernel in targets:
+            plan = self._plans[kernel.path]
+            plan.check(kernel)
+            rule = "must be 'kernel' or 'channel': kernels train each for itself"
+            require(plan.per != "model", f"per of {_OWNER}", rule, per=plan.per)
         return targets
 
     def update(self, previous_step, step):
@@ -88,17 +142,21 @@ class ClusterOnSchedule(KernelCallback):
             return
         for kernel in self.targets:
             w = kernel.value()
-            groups = value_groups(w)
-            # A resumed fit finds its clusters in the weights.
-            resumed = previous_step is None and 0 < groups.max() <= self._most_groups(kernel)
-            if not resumed:
-                w, groups = self._cluster(kernel, w)
-            self.projections[kernel.path].set_groups(groups)
+            where = self._resumed(kernel, w) if previous_step is None else None
+            if where is None:
+                w, where = self._cluster(kernel, w)
+            self.projections[kernel.path].share(self._forms[kernel.path], where, w)
             kernel.variable.assign(w)
 
     def measures(self):
-        distinct = [len(np.unique(w[w != 0])) for w in (kernel.value() for kernel in self.targets)]
-        return {"distinct_values": max(distinct), "cluster_seconds": self.seconds}
+        distinct = [
+            len(np.unique(x[x != 0])) for x in (self._symbols(kernel) for kernel in self.targets)
+        ]
+        return {
+            "distinct_values": max(distinct),
+            "empty_clusters": sum(self._empty(kernel) for kernel in self.targets),
+            "cluster_seconds": self.seconds,
+        }
 
     def missed(self, step):
         due = self._update_number(step)
@@ -107,8 +165,15 @@ class ClusterOnSchedule(KernelCallback):
     def _install(self):
         super()._install()
         with self.model.distribute_strategy.scope():
-            for kernel in self.targets:
-                self.projections[kernel.path].allow_groups(self._most_groups(kernel))
+            self._forms = {kernel.path: self._form(kernel) for kernel in self.targets}
+
+    def _form(self, kernel: Kernel) -> Any:
+        projection, plan = self.projections[kernel.path], self._plans[kernel.path]
+        axes = self._axes.get(kernel.path)
+        if axes is not None:
+            return projection.allow_scales(axes)
+        size = clustered.shape_of(plan, plan.channels(kernel))
+        return projection.allow_sums(**size, gradients=self.gradients)
 
     def _update_number(self, step: int | None) -> int:
         """How many times clusters were due until `step`."""
@@ -116,54 +181,50 @@ class ClusterOnSchedule(KernelCallback):
             return 0
         return 1 + (step - self.begin_step) // self.update_every if self.update_every else 1
 
-    def _plan(self, kernel: Kernel, rule: Mapping[str, Any]) -> tuple[Any, tuple[int, int]]:
-        method = clustering.METHODS.create(rule.get("method", self.method))
-        if "clusters" in rule:
-            method = clustering.METHODS.create(
-                {
-                    name: arguments | {"clusters": rule["clusters"]}
-                    for name, arguments in clustering.METHODS.describe(method).items()
-                }
-            )
-        size = int(np.prod(kernel.variable.shape))
-        require(
-            method.clusters == "auto" or method.clusters <= size,
-            f"clusters for {kernel.path}",
-            f"must not be more than its {size} weights (a rule with `clusters` or `skip` helps)",
-            clusters=method.clusters,
-        )
-        return method, _block(rule.get("block", self.block))
-
-    def _most_groups(self, kernel: Kernel) -> int:
-        method, block = self._plans[kernel.path]
-        return clustering.most(method) * block[0] * block[1] + (not self.keep_zeros)
-
     def _cluster(self, kernel: Kernel, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the clustered kernel and which of its weights share a value."""
-        method, block = self._plans[kernel.path]
-        blocks = to_blocks(w, block)
-        used = blocks.any(axis=1) if self.keep_zeros else np.ones(len(blocks), bool)
-        if not used.any():
-            return w, np.zeros(w.shape, np.int32)
-        codebook = method.fit(blocks[used])
-        width = blocks.shape[1]
-        places = np.zeros(blocks.shape, np.int32)
-        places[used] = 1 + codebook.indices[:, None] * width + np.arange(width)
-        values = np.zeros_like(blocks)
-        values[used] = codebook.decode()
-        groups = from_blocks(places, w.shape, block)
-        values = from_blocks(values, w.shape, block)
-        if self.keep_zeros:
-            groups, values = np.where(w == 0, 0, groups), np.where(w == 0, 0, values)
-        return values.astype(np.float32), groups
+        """Returns the clustered kernel and which number each of its weights has."""
+        plan, axes = self._plans[kernel.path], self._axes.get(kernel.path)
+        require(np.isfinite(w).all(), f"Weights of {kernel.path}", "must be finite to be clustered")
+        if axes is not None:
+            codes, w = clustered.cluster_codes(w, axes, plan.method.clusters, plan.keep_zeros)
+            return w, codes
+        start = self._found.get(kernel.path)
+        found = clustered.cluster_kernel(w, plan, kernel.output_axes, start=start)
+        self._found[kernel.path] = found
+        return found.values, found.places
 
+    def _resumed(self, kernel: Kernel, w: np.ndarray) -> np.ndarray | None:
+        """Returns the numbers that a resumed fit finds in the weights; None: it does not."""
+        plan, axes = self._plans[kernel.path], self._axes.get(kernel.path)
+        if axes is not None:
+            codes = codes_of(w, axes)
+            few = codes is not None and len(np.unique(codes)) <= plan.method.clusters
+            return codes if few else None
+        size = clustered.shape_of(plan, plan.channels(kernel))
+        if plan.levels > 1:
+            # What this callback has found in an earlier fit, if the kernel is still of that form.
+            found = self._found.get(kernel.path)
+            kept = found is not None and sharing.fits(
+                found.places, w, size["cells"], size["columns"]
+            )
+            return found.places if found is not None and kept else None
+        by_channel = plan.per == "channel"
+        groups = channel_value_groups(w, kernel.output_axes) if by_channel else value_groups(w)
+        return groups[np.newaxis] if 0 < groups.max() <= size["cells"] * size["columns"] else None
 
-def _block(block: Any) -> tuple[int, int]:
-    require(
-        len(tuple(block)) == 2 and all(isinstance(size, int) and size >= 1 for size in block),
-        "block of ClusterOnSchedule",
-        "must be two integers of at least 1",
-        block=block,
-    )
-    rows, columns = block
-    return rows, columns
+    def _symbols(self, kernel: Kernel) -> np.ndarray:
+        axes = self._axes.get(kernel.path)
+        form = self.projections[kernel.path].sharing
+        shared = axes is not None and form is self._forms[kernel.path]
+        return form.codes if shared else kernel.value()
+
+    def _empty(self, kernel: Kernel) -> int:
+        """Returns how many numbers of the kernel's codebooks no weight has."""
+        form, plan = self._forms[kernel.path], self._plans[kernel.path]
+        if self.projections[kernel.path].sharing is not form:
+            return 0
+        if self._axes.get(kernel.path) is not None:
+            return plan.method.clusters - len(np.unique(form.codes))
+        size = clustered.shape_of(plan, plan.channels(kernel))
+        used = np.unique(form.places[form.places > 0])
+        return size["cells"] * size["columns"] - len(used)

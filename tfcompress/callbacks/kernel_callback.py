@@ -150,7 +150,7 @@ class KernelCallback(keras.callbacks.Callback):
 
     def _project(self) -> None:
         for kernel in self.targets:
-            kernel.variable.assign(self.projections[kernel.path](kernel.variable.value))
+            kernel.variable.assign(self.projections[kernel.path].nearest(kernel.variable.value))
 
     def _step(self) -> int:
         optimizer = getattr(self.model, "optimizer", None)

@@ -53,7 +53,11 @@ def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Ca
                     stage.method,
                     begin_step=stage.begin_step,
                     block=stage.block,
+                    levels=stage.levels,
+                    per=stage.per,
                     keep_zeros=stage.keep_zeros,
+                    grid=stage.grid,
+                    gradients=stage.gradients,
                     rules=stage.rules,
                     update_every=stage.update_every,
                 )

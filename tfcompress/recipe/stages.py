@@ -161,7 +161,11 @@ class Cluster(FitKeys):
     method: Any = "kmeans"
     begin_step: Step = 0
     block: list[int] = [1, 1]
+    levels: Count = 1
+    per: str = "kernel"
     keep_zeros: bool = True
+    grid: str | None = None
+    gradients: str = "mean"
     update_every: Count | None = None
     rules: list[dict[str, Any]] = []
 

@@ -10,7 +10,7 @@ from tfcompress import graph
 
 # Where each layer's kernel has its output channels, as axes from the end.
 _LAYERS = keras.layers
-_OUTPUT_AXES: dict[type, tuple[int, ...]] = {
+SCALED_AXES: dict[type, tuple[int, ...]] = {
     _LAYERS.Dense: (-1,),
     _LAYERS.Conv1D: (-1,),
     _LAYERS.Conv2D: (-1,),
@@ -107,7 +107,7 @@ def _pairs(flat: keras.Model) -> tuple[_Pairs, _Pairs]:
         (source,) = node.input_tensors
         host = source._keras_history.operation
         if (
-            type(host) in _OUTPUT_AXES
+            type(host) in SCALED_AXES
             and keras.activations.serialize(host.activation) == "linear"
             and len(readers[id(source)]) == 1
             and calls[id(host)] == 1
@@ -165,7 +165,7 @@ def normalized(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.nd
 def _weights_after(layer: Any, norm: Any) -> list[np.ndarray]:
     scale, offset = scale_and_offset(norm)
     *others, kernel = _kernels(layer)
-    axes = _OUTPUT_AXES[type(layer)]
+    axes = SCALED_AXES[type(layer)]
     kernel = kernel * scale.reshape(_broadcast(kernel.shape, axes))
     bias = _bias(layer, scale.size) * scale + offset
     return [array.astype(np.float32) for array in (*others, kernel, bias)]

@@ -1,0 +1,222 @@
+"""`tfc.cluster`: a new model whose kernels share few values, also in the int8 file."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tfcompress.clustered import Plan, cluster_codes, cluster_kernel, cluster_together
+from tfcompress.weights import kernels, to_blocks
+
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Convolutions with and without bias, a BatchNorm that scales channels unlike, ragged sizes."""
+    keras.utils.set_random_seed(0)
+    made = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            L.Conv2D(6, 3, use_bias=False, name="conv"),
+            L.BatchNormalization(name="norm"),
+            L.ReLU(),
+            L.DepthwiseConv2D(3, name="depthwise"),
+            L.Conv2D(10, 1, name="pointwise"),
+            L.Flatten(),
+            L.Dense(5, name="head"),
+        ]
+    )
+    rng = np.random.default_rng(1)
+    norm = made.get_layer("norm")
+    norm.gamma.assign(rng.uniform(0.2, 3.0, 6))
+    norm.moving_variance.assign(rng.uniform(0.2, 3.0, 6))
+    return made
+
+
+def images(count=40):
+    return np.random.default_rng(0).normal(size=(count, 8, 8, 3)).astype("float32")
+
+
+def values(model):
+    return {kernel.path: kernel.value() for kernel in kernels(model)}
+
+
+def error(model, other):
+    return sum(((w - values(other)[path]) ** 2).sum() for path, w in values(model).items())
+
+
+def test_each_kernel_gets_the_optimum_of_its_own_and_the_input_stays(model):
+    before = model.get_weights()
+    small = tfc.cluster(model, clusters=4)
+    for path, w in values(small).items():
+        book = tfc.clustering.KMeans(clusters=4).fit(values(model)[path].reshape(-1, 1))
+        np.testing.assert_allclose(w.ravel(), book.decode()[:, 0], rtol=1e-6)
+    for old, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, now)
+    np.testing.assert_array_equal(small.get_layer("norm").gamma, model.get_layer("norm").gamma)
+
+
+def test_one_codebook_for_the_model_for_a_group_and_for_each_channel(model):
+    whole = np.concatenate([w.ravel() for w in values(tfc.cluster(model, per="model")).values()])
+    assert len(np.unique(whole)) == 16
+    rules = [{"layers": "conv|head", "group": "ends"}]
+    grouped = values(tfc.cluster(model, clusters=8, rules=rules))
+    ends = np.concatenate([grouped["conv/kernel"].ravel(), grouped["head/kernel"].ravel()])
+    assert len(np.unique(ends)) == 8
+    assert len(np.unique(np.append(ends, grouped["pointwise/kernel"]))) == 16
+    by_channel = values(tfc.cluster(model, clusters=2, per="channel"))
+    conv = by_channel["conv/kernel"].reshape(27, 6)  # a convolution without bias
+    assert [len(np.unique(column)) for column in conv.T] == [2] * 6
+    depthwise = by_channel["depthwise/kernel"].reshape(9, 6)
+    assert [len(np.unique(column)) for column in depthwise.T] == [2] * 6
+
+
+def test_levels_are_sums_that_no_other_entries_would_fit_better():
+    """Against numpy's least squares over the whole design matrix of the two codebooks."""
+    w = np.random.default_rng(2).normal(size=(12, 8)).astype(np.float32)
+    found = cluster_kernel(w, Plan("test", {"kmeans": {"clusters": 3}}, block=(1, 4), levels=2))
+    design = np.zeros((w.size, found.places.max() + 1))
+    for level in found.places:
+        np.add.at(design, (np.arange(w.size), level.ravel()), 1)
+    best = design @ np.linalg.lstsq(design, w.ravel(), rcond=None)[0]
+    np.testing.assert_allclose(found.values.ravel(), best, atol=1e-6)
+    assert len(np.unique(to_blocks(found.values, (1, 4)), axis=0)) <= 9
+    one = cluster_kernel(w, Plan("test", {"kmeans": {"clusters": 3}}, block=(1, 4)))
+    assert found.error < one.error
+
+
+def test_what_fills_up_ragged_edges_is_no_weight():
+    """One block of 2 x 2 over a 3 x 1 kernel: each value is the mean of true weights alone."""
+    w = np.array([[1.0], [2.0], [5.0]], np.float32)
+    plan = Plan("test", {"linear": {"clusters": 2}}, block=(3, 1))
+    np.testing.assert_array_equal(cluster_kernel(w, plan).values, w)
+    ragged = np.array([[1.0, 1.0, 9.0]], np.float32)  # blocks (1, 1) and (9, filling)
+    same = Plan("test", {"linear": {"clusters": 2}}, block=(1, 2))
+    np.testing.assert_array_equal(cluster_kernel(ragged, same).values, ragged)
+
+
+def test_zeros_stay_and_importance_draws_the_centroids():
+    w = np.array([[0.0, 1.0, 2.0, 10.0, 0.0]], np.float32)
+    plan = Plan("test", {"kmeans": {"clusters": 2}})
+    assert cluster_kernel(w, plan).values.tolist() == [[0.0, 1.5, 1.5, 10.0, 0.0]]
+    counted = np.array([[1.0, 3.0, 1.0, 1.0, 1.0]])
+    found = cluster_kernel(w, plan, importance=counted)
+    assert found.values.tolist() == [[0.0, 1.25, 1.25, 10.0, 0.0]]
+    assert found.error == pytest.approx(3 * 0.25**2 + 0.75**2)
+    mixed = cluster_kernel(w, Plan("test", {"kmeans": {"clusters": 2}}, keep_zeros=False))
+    assert mixed.values.tolist() == [[0.75, 0.75, 0.75, 10.0, 0.75]]
+
+
+def test_index_bits_are_the_entropy_of_indices_and_zeros():
+    w = np.array([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 5.0, 5.0]], np.float32)
+    (found,) = cluster_together([w], Plan("test", {"kmeans": {"clusters": 2}}))
+    assert found.index_bits == pytest.approx(8 + 4)  # a bit each for zero or not, then 2 of 4
+    assert found.codebook_bytes == 8
+
+
+def test_a_constant_kernel_has_one_cluster(model):
+    flat = keras.models.clone_model(model)
+    flat.get_layer("head").kernel.assign(np.full(flat.get_layer("head").kernel.shape, 0.25))
+    for grid in (None, "int8"):
+        w = tfc.cluster(flat, clusters=4, grid=grid).get_layer("head").kernel
+        np.testing.assert_allclose(w, 0.25, rtol=1e-6)
+
+
+def test_budgets_are_kept_and_beat_equal_numbers_of_clusters(model):
+    even = [cluster_kernel(w, Plan("test")) for w in values(model).values()]
+    budget = sum(found.codebook_bytes + found.index_bits / 8 for found in even)
+    chosen = tfc.cluster(model, max_bytes=budget)
+    again = [cluster_kernel(w, Plan("test", {"kmeans": {"clusters": 256}}))
+             for w in values(chosen).values()]  # fmt: skip
+    assert sum(found.codebook_bytes + found.index_bits / 8 for found in again) <= budget
+    assert error(chosen, model) <= sum(found.error for found in even)
+    total = sum((w**2).sum() for w in values(model).values())
+    assert error(tfc.cluster(model, max_error=0.01), model) <= 0.01 * total
+
+
+@pytest.mark.parametrize("made", ["plain", "quantize_aware"])
+def test_int8_files_have_no_more_codes_than_clusters(model, made):
+    given = model if made == "plain" else tfc.quantize_aware(model, samples=images())
+    small = tfc.cluster(given, clusters=8, grid="int8")
+    found = tfc.audit(tfc.convert(small, scheme="int8", samples=images()))
+    assert found.full_integer
+    assert [w.distinct <= 8 for w in found.weights] == [True] * 4
+    # Without the grid, scales per channel tear the clusters apart.
+    floats = tfc.audit(tfc.convert(tfc.cluster(given, clusters=8), "int8", samples=images()))
+    assert max(w.distinct for w in floats.weights) > 16
+
+
+def test_zero_is_one_of_the_codes_of_a_pruned_kernel():
+    w = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    w[np.abs(w) < 0.7] = 0
+    w[:, 3] = 0
+    codes, near = cluster_codes(w, (1,), clusters=6)
+    assert 0 in codes and len(np.unique(codes)) <= 6
+    np.testing.assert_array_equal(near == 0, w == 0)
+    assert (np.abs(codes).max(axis=0) == [127, 127, 127, 0, 127, 127, 127]).all()
+    # What a converter does: scale = max / 127, then round.
+    scale = np.abs(near).max(axis=0) / np.float32(127)
+    np.testing.assert_array_equal(np.rint(near[:, [0, 1]] / scale[[0, 1]]), codes[:, [0, 1]])
+
+
+def test_scales_and_codes_found_together_beat_codes_for_the_largest_weight():
+    from tfcompress.quantization.grid import grid
+    from tfcompress.quantization.rounding.kmeans import KMeans
+
+    w = np.random.default_rng(0).standard_t(5, size=(200, 6)).astype(np.float32)
+    on = grid(-np.abs(w).max(axis=0), np.abs(w).max(axis=0))
+    fixed = on.dequantize(KMeans(clusters=16).round(w, on))
+    _, near = cluster_codes(w, (1,), clusters=16)
+    assert ((near - w) ** 2).sum() < ((fixed - w) ** 2).sum()
+
+
+def test_fisher_weights_save_more_loss_than_none(model):
+    x = images(64)
+    y = np.asarray(model(x)).argmax(axis=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    importance = tfc.fisher(model, (x, y), loss, batches=16, batch_size=4)
+    assert {path: f.shape for path, f in importance.items()} == {
+        path: w.shape for path, w in values(model).items()
+    }
+    assert all(f.min() >= 0 and f.max() > 0 for f in importance.values())
+    counted = tfc.cluster(model, clusters=3, importance=importance)
+    weighted, plain = (
+        sum((importance[p] * (w - values(m)[p]) ** 2).sum() for p, w in values(model).items())
+        for m in (counted, tfc.cluster(model, clusters=3))
+    )
+    assert weighted < plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block": (100, 1)}, "block for conv/kernel.*27 x 6 weights.*block=\\(100, 1\\)"),
+        ({"clusters": 1}, "clusters=1"),
+        ({"clusters": 10000}, "clusters for conv/kernel must not be more than its 162 weights"),
+        ({"method": "k-means"}, "Did you mean 'kmeans'"),
+        ({"per": "layer"}, "Known: channel, kernel, model"),
+        ({"per": "channel", "block": (1, 4)}, "block for conv/kernel .* of a channel"),
+        ({"levels": 0}, "levels=0"),
+        ({"max_bytes": 10}, "must be at least [0-9,]+, what two clusters for each kernel take"),
+        ({"max_bytes": 1e4, "clusters": 8}, "one of max_bytes and max_error, without clusters"),
+        ({"max_error": 2}, r"in \(0, 1\). Received: max_error=2"),
+        ({"grid": "int4"}, "Unknown grid of cluster 'int4'"),
+        ({"grid": "int8", "method": "linear"}, "needs the method kmeans"),
+        ({"grid": "int8", "levels": 2}, "goes with block"),
+        ({"importance": {"conv/kernel": np.ones(3)}}, "importance of conv/kernel must have shape"),
+        ({"rules": [{"layers": "no", "skip": "x"}]}, "matches no kernel"),
+        ({"rules": [{"layers": ".*", "skip": "x"}]}, "at least one kernel that no rule skips"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(model, arguments, message):
+    with pytest.raises(tfc.InputError, match=message) as caught:
+        tfc.cluster(model, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_named(model):
+    broken = keras.models.clone_model(model)
+    broken.get_layer("pointwise").kernel.assign(np.full((1, 1, 6, 10), np.nan))
+    with pytest.raises(tfc.InputError, match="Weights of pointwise/kernel must be finite"):
+        tfc.cluster(broken)

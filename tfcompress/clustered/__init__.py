@@ -1,0 +1,21 @@
+"""Models whose weights share few values: after training, and for callbacks while they train."""
+
+from tfcompress.clustered.blocks import Clustered, cluster_kernel, cluster_together, shape_of
+from tfcompress.clustered.codes import cluster_codes
+from tfcompress.clustered.importance import fisher
+from tfcompress.clustered.model import cluster
+from tfcompress.clustered.plan import KEYS, Plan, check_folded, scale_axes
+
+__all__ = [
+    "KEYS",
+    "Clustered",
+    "Plan",
+    "check_folded",
+    "cluster",
+    "cluster_codes",
+    "cluster_kernel",
+    "cluster_together",
+    "fisher",
+    "scale_axes",
+    "shape_of",
+]

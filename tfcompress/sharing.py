@@ -1,0 +1,256 @@
+"""How the weights of a kernel share few numbers, and the nearest kernel that does.
+
+Each form of sharing holds which weight has which number, and replaces a kernel by the nearest one
+of that form: `Sums` of codebooks' entries, `Scales` times fixed integers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+GRADIENTS = ("mean", "sum")
+
+
+class Sums:
+    """Each weight is the sum of one entry of each codebook, or zero.
+
+    Entries are numbered from 1; place 0 is zero. With one codebook an entry becomes the mean of
+    its weights, which is descent with the mean of their gradients. With several, all entries are
+    found together: least squares. The weights fall apart into `cells` that have no entry in common
+    (positions in a block, channels), each with `columns` entries, numbered one cell after another.
+
+    Args:
+        shape: of the kernel.
+        levels: codebooks that are added up, at least 1.
+        cells, columns: as above; with one level, only their product counts.
+        gradients: "mean", or "sum": `step` moves an entry by the sum of its weights' steps.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        cells: int,
+        columns: int = 1,
+        levels: int = 1,
+        gradients: str = "mean",
+    ):
+        self.levels, self.cells, self.columns = levels, cells, columns
+        self.gradients = gradients
+        self.entries = cells * columns
+        self.places = np.zeros((levels, *shape), np.int32)
+        self._places = state(self.places, "places")
+        # What turns the sums over each entry's weights into the entries.
+        solver = (self.entries + 1,) if levels == 1 else (cells, columns, columns)
+        self._solver = state(np.zeros(solver, np.float64), "solver")
+        self._codebook: Any = None
+        if gradients == "sum":
+            self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which weights have one value, int32 of the kernel's shape; 0: zero."""
+        return self.places[0] if self.levels == 1 else _numbered(self.places)
+
+    def set(self, places: np.ndarray, w: np.ndarray) -> None:
+        """Puts each weight in its place, int32 (levels, *shape); `w` is the kernel as it is."""
+        self.places = places.astype(np.int32)
+        self._places.assign(self.places)
+        self._solver.assign(_solver(self.places, self.cells, self.columns))
+        if self._codebook is not None:
+            self._codebook.assign(entries(self.places, w, self.cells, self.columns))
+
+    def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
+        """Has the weights where `mask` is False be zero from now on."""
+        self.set(np.where(mask, self.places, 0), w)
+
+    def nearest(self, w: Any) -> tuple[Any, Any]:
+        """Returns the nearest kernel of this form, and its codebook."""
+        codebook = self._solve(tf.cast(w, tf.float64))
+        return tf.cast(self._decode(codebook), w.dtype), codebook
+
+    def step(self, w: Any) -> tuple[Any, Any]:
+        """Returns the kernel after an optimizer's step has made `w` of it, and its codebook."""
+        if self._codebook is None:
+            return self.nearest(w)
+        before = self._codebook.value
+        steps = tf.cast(w - tf.cast(self._decode(before), w.dtype), tf.float64)
+        codebook = before + self._added(steps)
+        return tf.cast(self._decode(codebook), w.dtype), codebook
+
+    def remember(self, codebook: Any) -> None:
+        """Keeps the codebook from which the next step starts."""
+        if self._codebook is not None:
+            self._codebook.assign(codebook)
+
+    @property
+    def codebook(self) -> Any:
+        """The codebook from which the next step starts; zeros where it does not matter."""
+        if self._codebook is None:
+            return tf.zeros([self.entries + 1], tf.float64)
+        return self._codebook.value
+
+    def _added(self, w: Any) -> Any:
+        """Returns the sum over each entry's weights, and 0 for the entry that is zero."""
+        # The raw operator is the one whose size XLA sees; it is 4 times as fast as a segment sum.
+        sums = tf.raw_ops.DenseBincount(
+            input=tf.reshape(self._places.value, [-1]),
+            size=self.entries + 1,
+            weights=tf.tile(tf.reshape(w, [-1]), [self.levels]),
+        )
+        return tf.concat([tf.zeros([1], tf.float64), sums[1:]], axis=0)
+
+    def _solve(self, w: Any) -> Any:
+        sums = self._added(w)
+        if self.levels == 1:
+            # In float64 the mean of equal float32 values is that value, so nothing drifts.
+            return tf.math.divide_no_nan(sums, self._solver.value)
+        sums = tf.reshape(sums[1:], [self.cells, self.columns, 1])
+        found = tf.reshape(tf.matmul(self._solver.value, sums), [-1])
+        return tf.concat([tf.zeros([1], tf.float64), found], axis=0)
+
+    def _decode(self, codebook: Any) -> Any:
+        return tf.reduce_sum(tf.gather(codebook, self._places.value), axis=0)
+
+
+class Scales:
+    """Each weight is its code, a fixed integer in [-127, 127], times the scale of its channel.
+
+    The scales train: each takes the value that brings its channel nearest to what the step has
+    made of it. A channel's largest code is 127 or -127, so that max|w| / 127 is its scale, from
+    which a converter finds the same codes again.
+    """
+
+    gradients = "mean"
+    codebook = property(lambda self: tf.zeros([], tf.float64))
+
+    def __init__(self, shape: Sequence[int], axes: Sequence[int]):
+        self.axes = tuple(axis % len(shape) for axis in axes)
+        self._reduced = [axis for axis in range(len(shape)) if axis not in self.axes]
+        self.codes = np.zeros(tuple(shape), np.int8)
+        self._codes = state(self.codes, "codes")
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which weights have one value, int32 of the kernel's shape; 0: zero."""
+        sizes = [size if axis in self.axes else 1 for axis, size in enumerate(self.codes.shape)]
+        channels = np.arange(1, 1 + np.prod(sizes, dtype=int)).reshape(sizes)
+        return _numbered(np.stack([self.codes, np.where(self.codes != 0, channels, 0)]))
+
+    def set(self, codes: np.ndarray, w: np.ndarray) -> None:
+        """Gives each weight its code."""
+        self.codes = codes.astype(np.int8)
+        self._codes.assign(self.codes)
+
+    def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
+        """Has the weights where `mask` is False be zero from now on."""
+        self.set(np.where(mask, self.codes, 0), w)
+
+    def nearest(self, w: Any) -> tuple[Any, Any]:
+        """Returns the nearest kernel of this form, and no codebook."""
+        codes = tf.cast(self._codes.value, tf.float64)
+        wide = tf.cast(w, tf.float64)
+        power = tf.reduce_sum(codes * codes, self._reduced, keepdims=True)
+        scale = tf.reduce_sum(wide * codes, self._reduced, keepdims=True)
+        # A scale that a step has made negative would turn the codes over: the channel fades out.
+        scale = tf.maximum(tf.math.divide_no_nan(scale, power), 1e-12)
+        # In the kernel's own type, so that a channel's largest weight is 127 scales to the bit.
+        return tf.cast(scale, w.dtype) * tf.cast(codes, w.dtype), self.codebook
+
+    step = nearest
+
+    def remember(self, codebook: Any) -> None:
+        pass
+
+
+def entries(
+    places: np.ndarray,
+    w: np.ndarray,
+    cells: int,
+    columns: int,
+    weight: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns the entries that bring the sums nearest to `w`: float64 (cells * columns + 1,).
+
+    `places` int32 (levels, *shape) as in `Sums`; `weight`, of the kernel's shape, says how much
+    each weight's squared error counts. An entry without weights is 0.
+
+    >>> entries(np.array([[1, 1, 2, 0]]), np.array([1.0, 3.0, 5.0, 0.0]), 1, 2).tolist()
+    [0.0, 2.0, 5.0]
+    """
+    counted = np.ones(w.shape) if weight is None else weight.astype(np.float64)
+    sums = np.zeros(cells * columns + 1)
+    for level in places:
+        sums += np.bincount(level.ravel(), (counted * w).ravel(), len(sums))
+    sums[0] = 0.0
+    solver = _solver(places, cells, columns, counted)
+    if len(places) == 1:
+        return np.divide(sums, solver, out=np.zeros_like(sums), where=solver > 0)
+    found = np.matmul(solver, sums[1:].reshape(cells, columns, 1))
+    return np.concatenate([[0.0], found.ravel()])
+
+
+def decoded(places: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """Returns the kernel, float32: each weight the sum of its entries of `codebook`."""
+    return codebook[places].sum(axis=0).astype(np.float32)
+
+
+def fits(places: np.ndarray, w: np.ndarray, cells: int, columns: int) -> bool:
+    """Returns whether `w` is a sum of entries in these places, up to float rounding."""
+    nearest = decoded(places, entries(places, w, cells, columns))
+    return bool(np.abs(nearest - w).max() <= 1e-5 * np.abs(w).max())
+
+
+def _numbered(parts: np.ndarray) -> np.ndarray:
+    """Returns a number from 1 for each different column of `parts` (n, *shape), 0 for zeros."""
+    flat = parts.reshape(len(parts), -1)
+    _, numbers = np.unique(flat, axis=1, return_inverse=True)
+    numbers = np.where(flat.any(axis=0), numbers.reshape(-1) + 1, 0)
+    return numbers.reshape(parts.shape[1:]).astype(np.int32)
+
+
+def _solver(
+    places: np.ndarray, cells: int, columns: int, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the weights of each entry, or for several levels each cell's pseudo-inverse of how
+    often two entries meet."""
+    counted = np.ones(places.shape[1:]) if weight is None else weight
+    if len(places) == 1:
+        return np.bincount(places.ravel(), counted.ravel(), cells * columns + 1)
+    meetings = np.zeros(cells * columns * columns)
+    used = places[0] > 0
+    for first in places:
+        for second in places:
+            pair = (first[used] - 1).astype(np.int64) * columns + (second[used] - 1) % columns
+            meetings += np.bincount(pair, counted[used], meetings.size)
+    return np.linalg.pinv(meetings.reshape(cells, columns, columns), hermitian=True)
+
+
+def codes_of(w: np.ndarray, axes: Sequence[int]) -> np.ndarray | None:
+    """Returns the codes of a kernel that lies on 4 to 64 codes of its int8 grid, else None.
+
+    `axes`: of the channels that have a scale each; (): one scale. int8 of the kernel's shape.
+    """
+    reduced = tuple(axis for axis in range(w.ndim) if axis not in {a % w.ndim for a in axes})
+    largest = np.abs(w.astype(np.float64)).max(axis=reduced, keepdims=True)
+    if w.size < largest.size + 8 or not np.isfinite(w).all():
+        return None
+    steps = np.divide(127 * w.astype(np.float64), largest, out=np.zeros(w.shape), where=largest > 0)
+    codes = np.rint(steps)
+    few = 4 <= len(np.unique(codes)) <= 64
+    return codes.astype(np.int8) if few and np.abs(steps - codes).max() < 1e-4 else None
+
+
+def state(value: np.ndarray, name: str) -> keras.Variable:
+    """Returns a variable that belongs to no layer, so that it is never saved with the model."""
+    return keras.Variable(
+        value,
+        dtype=value.dtype.name,
+        trainable=False,
+        name=name.replace("/", "_"),
+        autocast=False,
+        # All replicas compute the same.
+        aggregation="only_first_replica",
+    )
