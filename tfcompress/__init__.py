@@ -20,12 +20,12 @@ with silent_stderr():
 
 from tfcompress import clustering, data, models, packing, pruning, schedules, structured
 from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule, RoundIteratively
-from tfcompress.clustered import cluster, fisher
+from tfcompress.clustered import cluster, cluster_features, fisher
 from tfcompress.errors import InputError
 from tfcompress.packing import pack, unpack
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
-from tfcompress.report import quantization_report
+from tfcompress.report import compare_clusterings, quantization_report
 from tfcompress.search import mixed_precision
 from tfcompress.structured import (
     channel_groups,
@@ -72,9 +72,11 @@ __all__ = [
     "audit",
     "channel_groups",
     "cluster",
+    "cluster_features",
     "clustering",
     "codebook_flatbuffer",
     "compare",
+    "compare_clusterings",
     "convert",
     "correct_bias",
     "crop_inputs",

@@ -2,6 +2,7 @@
 
 from tfcompress.clustered.blocks import Clustered, cluster_kernel, cluster_together, shape_of
 from tfcompress.clustered.codes import cluster_codes
+from tfcompress.clustered.features import FeatureClusters, cluster_features
 from tfcompress.clustered.importance import fisher
 from tfcompress.clustered.model import cluster
 from tfcompress.clustered.plan import KEYS, Plan, check_folded, scale_axes
@@ -9,10 +10,12 @@ from tfcompress.clustered.plan import KEYS, Plan, check_folded, scale_axes
 __all__ = [
     "KEYS",
     "Clustered",
+    "FeatureClusters",
     "Plan",
     "check_folded",
     "cluster",
     "cluster_codes",
+    "cluster_features",
     "cluster_kernel",
     "cluster_together",
     "fisher",

@@ -1,13 +1,21 @@
 """What a run shows: tables, plots, one HTML page, and the manifest to repeat it from."""
 
+from tfcompress.report.clusterings import (
+    ClusteringComparison,
+    ClusteringResult,
+    compare_clusterings,
+)
 from tfcompress.report.manifest import manifest, sha256
 from tfcompress.report.page import render, write_html
 from tfcompress.report.quantization import LayerError, QuantizationReport, quantization_report
 from tfcompress.report.tables import print_table
 
 __all__ = [
+    "ClusteringComparison",
+    "ClusteringResult",
     "LayerError",
     "QuantizationReport",
+    "compare_clusterings",
     "manifest",
     "print_table",
     "quantization_report",

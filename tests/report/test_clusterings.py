@@ -1,0 +1,44 @@
+"""Clustering methods side by side."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((6,)), keras.layers.Dense(20, "relu"), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
+
+
+def test_the_optimum_has_the_least_error_and_figures_are_those_of_the_weights(model):
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
+    y = np.asarray(model(x)).argmax(axis=1)
+    found = tfc.compare_clusterings(model, ["linear", "kmeans", "random"], clusters=4, data=(x, y))
+    by_name = {result.method: result for result in found.results}
+    assert min(by_name.values(), key=lambda result: result.error).method == "kmeans"
+    assert found.baseline.accuracy == 1.0 and found.baseline.error == 0.0
+    assert by_name["kmeans"].distinct_values == 4
+    assert by_name["kmeans"].entropy_bits <= 2
+    small = tfc.cluster(model, clusters=4)
+    expected = np.mean(np.asarray(small(x)).argmax(axis=1) == y)
+    assert by_name["kmeans"].accuracy == pytest.approx(expected)
+    assert json.loads(json.dumps(found.to_dict()))["results"][1]["method"] == "kmeans"
+    assert all(word in str(found) for word in ("linear", "kmeans", "random", "deflated"))
+    assert len(found.plot().axes) == 4
+
+
+def test_bad_input_is_one_line(model):
+    with pytest.raises(tfc.InputError, match="Did you mean 'kmeans'"):
+        tfc.compare_clusterings(model, ["kmean"])
+    with pytest.raises(tfc.InputError, match="block for .* must not be larger"):
+        tfc.compare_clusterings(model, ["kmeans"], block=(64, 64))
+    with pytest.raises(tfc.InputError, match="must be 'all' or names"):
+        tfc.compare_clusterings(model, "kmeans")
+    with pytest.raises(tfc.InputError, match="one class number"):
+        tfc.compare_clusterings(model, ["kmeans"], data=(np.zeros((5, 6)), np.zeros((5, 2))))

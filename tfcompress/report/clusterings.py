@@ -1,0 +1,176 @@
+"""Clustering methods side by side on one model."""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+from tfcompress import clustering
+from tfcompress.clustered import cluster
+from tfcompress.errors import InputError, require
+from tfcompress.structured import evaluation
+from tfcompress.weights import kernels
+
+ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusteringResult:
+    """What a method made of a model.
+
+    error: sum of squared errors over that of all weights, in [0, 1]. entropy_bits: per weight, of
+    the values as independent symbols, over all kernels. deflated_bytes: of the kernels as float32.
+    distinct_values: the most that one kernel has. accuracy: share of right classes, None without
+    labels. seconds: of the clustering. failed: why the method made nothing, "" where it did.
+    """
+
+    method: str
+    error: float = float("nan")
+    entropy_bits: float = float("nan")
+    deflated_bytes: int = 0
+    distinct_values: int = 0
+    accuracy: float | None = None
+    seconds: float = 0.0
+    failed: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusteringComparison:
+    """Methods side by side; see `compare_clusterings`. `str()` is a table, `plot()` a figure.
+
+    `baseline` is the model as it is.
+    """
+
+    baseline: ClusteringResult
+    results: tuple[ClusteringResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as plain values, fit for JSON."""
+        return dataclasses.asdict(self) | {
+            "results": [dataclasses.asdict(result) for result in self.results]
+        }
+
+    def __str__(self) -> str:
+        wide = max(len(result.method) for result in (self.baseline, *self.results))
+        head = f"{'method':{wide}}{'error':>10}{'bits':>7}{'deflated':>11}{'distinct':>10}"
+        lines = [f"{head}{'accuracy':>10}{'seconds':>9}"]
+        for one in (self.baseline, *self.results):
+            if one.failed:
+                lines.append(f"{one.method:{wide}}  {one.failed}")
+                continue
+            accuracy = "" if one.accuracy is None else f"{one.accuracy:.2%}"
+            lines.append(
+                f"{one.method:{wide}}{one.error:>10.5f}{one.entropy_bits:>7.2f}"
+                f"{one.deflated_bytes:>11,}{one.distinct_values:>10,}{accuracy:>10}"
+                f"{one.seconds:>9.2f}"
+            )
+        return "\n".join(lines)
+
+    def plot(self) -> Figure:
+        """Returns a figure: bars of error, deflated bytes, accuracy and seconds for each method."""
+        done = [result for result in self.results if not result.failed]
+        panels = {"error": "relative squared error", "deflated_bytes": "deflated bytes"}
+        if self.baseline.accuracy is not None:
+            panels["accuracy"] = "accuracy"
+        panels["seconds"] = "seconds"
+        figure = Figure(figsize=(3.0 * len(panels), 0.8 + 0.28 * len(done)), layout="constrained")
+        rows = np.arange(len(done))
+        for number, (field, title) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(1, len(panels), number)
+            axes.barh(rows, [getattr(result, field) for result in done], color="#0b6e99")
+            axes.set_yticks(rows, [result.method for result in done] if number == 1 else [])
+            axes.invert_yaxis()
+            axes.set_xlabel(title)
+            axes.spines[["top", "right"]].set_visible(False)
+            if field == "accuracy":
+                axes.axvline(self.baseline.accuracy or 0.0, color="black", linewidth=0.8)
+        return figure
+
+
+def compare_clusterings(
+    model: keras.Model,
+    methods: str | Sequence[Any] = ALL,
+    clusters: int = 16,
+    data: Any = None,
+    *,
+    batch_size: int = 256,
+    **settings: Any,
+) -> ClusteringComparison:
+    """Clusters a model by one method after the other and compares; `model` stays as it was.
+
+    Args:
+        methods: "all" of `tfcompress.clustering.METHODS`, or names, mappings or objects.
+        clusters: how many, for methods that can be told, and for objects as well.
+        data: (x, y) with class numbers y, to measure the accuracy before any training on; None:
+            only the weights are looked at.
+        batch_size: rows of a batch of `data`.
+        settings: further arguments of `tfc.cluster`: block, levels, per, rules, ...
+
+    A method that cannot do what was asked (a block, a kernel too large for it) stays in the table
+    with its reason; only where none can, that is an error.
+
+    Raises:
+        InputError: an unknown method or setting, data that does not fit, no method that works.
+
+        print(tfc.compare_clusterings(model, clusters=16, data=(x_test, y_test)))
+    """
+    chosen = clustering.METHODS.names() if isinstance(methods, str) and methods == ALL else methods
+    require(not isinstance(chosen, str), "methods of compare_clusterings", "must be 'all' or names")
+    created = [clustering.METHODS.create(method) for method in chosen]
+    require(created, "methods of compare_clusterings", "must not be empty")
+    baseline = _measured("(as it is)", model, model, 0.0, data, batch_size)
+    results = []
+    for method in created:
+        ((name, _),) = clustering.METHODS.describe(method).items()
+        started = time.perf_counter()
+        try:
+            small = cluster(model, method, clusters, **settings)
+        except InputError as error:
+            results.append(ClusteringResult(name, failed=str(error)))
+            continue
+        seconds = time.perf_counter() - started
+        results.append(_measured(name, model, small, seconds, data, batch_size))
+    if all(result.failed for result in results):
+        raise InputError(results[0].failed)
+    return ClusteringComparison(baseline, tuple(results))
+
+
+def _measured(
+    name: str, model: keras.Model, small: keras.Model, seconds: float, data: Any, batch_size: int
+) -> ClusteringResult:
+    before = [kernel.value() for kernel in kernels(model)]
+    after = [kernel.value() for kernel in kernels(small)]
+    power = sum(float((w.astype(np.float64) ** 2).sum()) for w in before)
+    error = sum(
+        float(((w.astype(np.float64) - v) ** 2).sum()) for w, v in zip(before, after, strict=True)
+    )
+    counts = [np.unique(w, return_counts=True)[1] for w in after]
+    bits = -sum(float((count * np.log2(count / count.sum())).sum()) for count in counts)
+    return ClusteringResult(
+        method=name,
+        error=error / max(power, 1e-300),
+        entropy_bits=bits / sum(w.size for w in after) + 0.0,
+        deflated_bytes=sum(len(zlib.compress(w.astype("<f4").tobytes(), 9)) for w in after),
+        distinct_values=max(len(count) for count in counts),
+        accuracy=None if data is None else _accuracy(small, data, batch_size),
+        seconds=seconds,
+    )
+
+
+def _accuracy(model: keras.Model, data: Any, batch_size: int) -> float:
+    right = total = 0
+    for x, y in evaluation.batches(data, batch_size):
+        require(y is not None, "data of compare_clusterings", "must be (x, y)")
+        outputs = np.asarray(model(x, training=False))
+        labels = np.asarray(y)
+        fits = outputs.ndim == 2 and labels.size == len(outputs)
+        rule = "must hold one class number for each row of outputs"
+        require(fits, "y of compare_clusterings", rule, outputs=outputs.shape, y=labels.shape)
+        right += int((outputs.argmax(axis=1) == labels.reshape(-1)).sum())
+        total += len(outputs)
+    return right / total
