@@ -1,5 +1,6 @@
 """Fake quantization of activations: floats that only take the values of an int8 grid."""
 
+import math
 from typing import Any
 
 import keras
@@ -30,7 +31,8 @@ class FakeQuantize(keras.layers.Layer):
         momentum: weight of the old range in the moving average, in [0, 1).
 
     Call arguments: the tensor; and, of a tensor that comes from a layer with a kernel, the steps of
-    its integer sums, (channels,): at inference they are rounded as the integer kernel rounds them.
+    its integer sums, (channels,), or of a product of two tensors both ranges: at inference they are
+    rounded as the integer kernel rounds them.
 
     (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 3.1)
@@ -80,7 +82,9 @@ class FakeQuantize(keras.layers.Layer):
             y = _round_to_grid(x, low, high)
         else:
             low, high = tf.unstack(tf.convert_to_tensor(self.range))
-            round_ = _round_to_grid if sums is None else _round_sums
+            products = isinstance(sums, list | tuple)
+            round_ = _round_products if products else _round_sums
+            round_ = _round_to_grid if sums is None else round_
             given = (x, low, high) if sums is None else (x, low, high, sums)
             y = tf.cond(low < high, lambda: round_(*given), lambda: x)
         return (inputs if y is x else tf.cast(y, inputs.dtype)), tf.stack([low, high])
@@ -193,6 +197,21 @@ def _round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
     codes = tf.where(sums > 0.0, integers * (sums / scale), x / scale)
     codes = tf.clip_by_value(tf.round(codes), -128.0 - zero_point, 127.0 - zero_point)
     return codes * scale
+
+
+def _round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
+    """Rounds sums of products of two tensors as TFLite's own kernel does: twice."""
+    scale, zero_point = _grid(low, high)
+    first, second = (tf.cast(step(bounds[0], bounds[1]), tf.float32) for bounds in ranges)
+    steps = tf.cast(first * second, tf.float64)
+    factor = steps / tf.cast(scale, tf.float64)
+    exponent = tf.floor(tf.math.log(factor) / math.log(2.0)) + 1.0
+    integers = tf.round(tf.cast(x, tf.float64) / steps) * 2.0 ** tf.maximum(exponent, 0.0)
+    wide = tf.floor(integers * tf.round(factor * 2.0 ** (31.0 - exponent)) / 2.0**31 + 0.5)
+    codes = tf.abs(wide) * 2.0 ** tf.minimum(exponent, 0.0)
+    codes = tf.cast(tf.sign(wide) * tf.floor(codes + 0.5), tf.float32)
+    codes = tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point)
+    return tf.cast(codes * scale, x.dtype)
 
 
 @tf.custom_gradient

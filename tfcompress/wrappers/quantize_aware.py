@@ -1,6 +1,6 @@
 """Quantization-aware training: a model that computes in floats what its int8 file will compute."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ from tfcompress.data.samples import to_arrays
 from tfcompress.errors import require, unknown
 from tfcompress.wrappers.canonical import canonical
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
+from tfcompress.wrappers.operators import CausalMask, InverseRoot
 from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer, kind
 from tfcompress.wrappers.support import Way, fixed_bounds, reason_for_float, way
 
@@ -69,11 +70,9 @@ def quantize_aware(
         "is quantization-aware already: make the float model so, or train this one on",
     )
     flat, origins = graph.flatten(model)
-    by_name = {
-        name: settings[id(layer)] for name, layer in origins.items() if id(layer) in settings
-    }
+    by_name = _by_name(origins, settings)
     skips = {name: rule["skip"] for name, rule in by_name.items() if "skip" in rule}
-    quantized = _insert(canonical(flat, skips), by_name)
+    quantized = _insert(*canonical(flat, skips), by_name)
     if samples is not None:
         calibrate(quantized, samples)
     projection.preserve(quantized)
@@ -83,9 +82,9 @@ def quantize_aware(
 def skipped(model: keras.Model) -> dict[str, str]:
     """Returns, by name, the layers and operations of a quantized model left float, and why.
 
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.LayerNormalization(name="norm")])
+    >>> model = keras.Sequential([keras.Input((8, 3)), keras.layers.Masking(name="mask")])
     >>> skipped(quantize_aware(model))
-    {'norm': 'layers of type LayerNormalization have no int8 kernel here'}
+    {'mask': 'masks that come with the data are not simulated'}
     """
     reasons = {
         node.operation.name: reason_for_float(node)
@@ -99,7 +98,7 @@ def calibrate(model: keras.Model, samples: Any) -> None:
     """Starts the ranges of a quantized model, in place, at the extremes that the samples reach."""
     names = [tensor._keras_history.operation.name for tensor in model.inputs]
     arrays = to_arrays(samples, model.inputs, names)
-    quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    quantizers = [layer for layer in model.layers if hasattr(layer, "observing")]
     for quantizer in quantizers:
         quantizer.observing = True
     try:
@@ -122,6 +121,15 @@ def _settings(model: keras.Model, given: Sequence[Mapping[str, Any]]) -> dict[in
     return {id(kernel.layer): resolved[kernel.path] for kernel in kernels if resolved[kernel.path]}
 
 
+def _by_name(origins: Mapping[str, Any], settings: Mapping[int, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the rules by name of the flat model's layers; one with layers inside takes theirs."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, layer in origins.items():
+        for inner in layer._flatten_layers():
+            found.setdefault(name, {}).update(settings.get(id(inner), {}))
+    return {name: rule for name, rule in found.items() if rule}
+
+
 def _check_weights(model: keras.Model) -> None:
     for variable in model.weights:
         value = keras.ops.convert_to_numpy(variable)
@@ -133,9 +141,11 @@ def _check_weights(model: keras.Model) -> None:
         )
 
 
-def _insert(model: keras.Model, settings: Mapping[str, Mapping[str, Any]]) -> keras.Model:
+def _insert(
+    model: keras.Model, one_range: Collection[str], settings: Mapping[str, Mapping[str, Any]]
+) -> keras.Model:
     """Returns the canonical model with kernels wrapped and quantizers between the layers."""
-    insertion = _Insertion(model, settings)
+    insertion = _Insertion(model, one_range, settings)
     return graph.rebuild(model, insertion.call)
 
 
@@ -147,8 +157,14 @@ class _Insertion:
     result, and has the parts of a concatenation on one grid.
     """
 
-    def __init__(self, model: keras.Model, settings: Mapping[str, Mapping[str, Any]]):
-        self._readers = graph.consumers(model)
+    def __init__(
+        self,
+        model: keras.Model,
+        one_range: Collection[str],
+        settings: Mapping[str, Mapping[str, Any]],
+    ):
+        self._readers, self._calls = graph.consumers(model), graph.calls(model)
+        self._shared: dict[str, Any] = dict.fromkeys(one_range)  # name of a layer -> its quantizer
         self._settings = settings
         self._rounded: dict[int, Any] = {}  # id of a tensor -> the tensor rounded
         self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
@@ -163,6 +179,8 @@ class _Insertion:
         if how is Way.FLOAT:
             return self._kept_float(node.operation, copy)(*args, **kwargs)
         if how is Way.IDENTITY:
+            if None in self._readers[id(node.outputs[0])]:
+                args, kwargs = self._map(args, kwargs, leave_open=True)
             return self._passed_on(args[0], copy(*args, **kwargs))
         if how in (Way.RELU, Way.CONCATENATE, Way.SELECT) and self._all_open(args):
             pass
@@ -173,12 +191,18 @@ class _Insertion:
         if how is Way.KERNEL:
             y, sums = self._wrapper(node.operation, copy)(args[0], self._grids[id(args[0])])
             self._sums[id(y)] = sums
+        elif how is Way.ROOT:
+            name = self._names.unique(f"{node.operation.name}_root")
+            y = InverseRoot(name=name)(args[0], self._grids[id(args[0])])
         else:
             y = copy(*args, **kwargs)
-        return self._output(node, how, args[0], y)
+        if how is Way.PRODUCT:
+            self._sums[id(y)] = [self._grids[id(x)] for x in args[:2]]
+        return self._output(node, how, args, y)
 
-    def _output(self, node: Any, how: Way, x: Any, y: Any) -> Any:
+    def _output(self, node: Any, how: Way, args: Any, y: Any) -> Any:
         """Returns the output on its grid, or open."""
+        x = args[0]
         if how is Way.FIXED:
             is_output = None in self._readers[id(node.outputs[0])]
             bounds = fixed_bounds(node.operation)
@@ -186,10 +210,13 @@ class _Insertion:
         grid = self._grids.get(id(x)) if isinstance(x, keras.KerasTensor) else None
         if how is Way.AVERAGE:
             y = OnGrid(name=self._names.unique(f"{node.operation.name}_grid"))(y, grid)
+        if how is Way.CONCATENATE and self._one_quantizer(args):
+            grid, how = self._grids[id(keras.tree.flatten(args)[-1])], Way.MOVE
         if how in (Way.AVERAGE, Way.MOVE) or (how is Way.SELECT and grid is not None):
-            self._grids[id(y)] = grid
+            self._grids.update((id(part), grid) for part in keras.tree.flatten(y))
             return y
-        if how in (Way.RELU, Way.SELECT) and id(x) in self._sums:
+        keeps = how in (Way.RELU, Way.SELECT) or isinstance(node.operation, CausalMask)
+        if keeps and id(x) in self._sums:
             self._sums[id(y)] = self._sums[id(x)]
         is_relu = how is Way.RELU or _activation(node.operation) in ("relu", "relu6")
         if is_relu or (how is Way.SELECT and id(x) in self._nonnegative):
@@ -220,8 +247,13 @@ class _Insertion:
         return below in (Way.CONCATENATE, Way.SELECT) and how is not Way.CONCATENATE
 
     def _round(self, y: Any, node: Any, **options: Any) -> Any:
-        name = self._names.unique(f"{node.operation.name}_range")
-        rounded, grid = FakeQuantize(name=name, **options)(y, self._sums.get(id(y)))
+        quantizer = self._shared.get(node.operation.name)
+        if quantizer is None:
+            name = self._names.unique(f"{node.operation.name}_range")
+            quantizer = FakeQuantize(name=name, **options)
+        if node.operation.name in self._shared:
+            self._shared[node.operation.name] = quantizer
+        rounded, grid = quantizer(y, self._sums.get(id(y)))
         self._grids[id(rounded)] = grid
         return rounded
 
@@ -241,12 +273,20 @@ class _Insertion:
         def prepared(x):
             if not isinstance(x, keras.KerasTensor) or (leave_open and id(x) in self._open):
                 return x
+            if not keras.backend.is_float_dtype(x.dtype):
+                return x  # indices
             return self._on_grid(x)
 
         return keras.tree.map_structure(prepared, (args, kwargs))
 
     def _all_open(self, args: Any) -> bool:
         return all(id(x) in self._open for x in keras.tree.flatten(args))
+
+    def _one_quantizer(self, args: Any) -> bool:
+        """Returns whether one quantizer put all of the tensors on one grid."""
+        grids = [self._grids.get(id(x)) for x in keras.tree.flatten(args)]
+        sources = {None if g is None else id(g._keras_history.operation) for g in grids}
+        return len(grids) > 1 and len(sources) == 1 and None not in sources
 
     def _passed_on(self, x: Any, y: Any) -> Any:
         for known in (self._grids, self._sums):
@@ -273,8 +313,17 @@ class _Insertion:
 
     def _wrapper(self, operation: Any, copy: Any) -> Any:
         if id(operation) not in self._wrappers:
-            default = "per_tensor" if kind(operation) is keras.layers.Dense else "per_channel"
+            # The converter gives a kernel that several operators read one scale per channel.
+            shared = self._calls[id(operation)] > 1
+            dense = kind(operation) is keras.layers.Dense
+            default = "per_tensor" if dense and not shared else "per_channel"
             granularity = self._setting(operation).get("granularity", default)
+            require(
+                granularity == "per_channel" or not shared,
+                f"Layer '{operation.name}', which is called more than once,",
+                "must have the granularity per_channel",
+                granularity=granularity,
+            )
             self._wrappers[id(operation)] = QuantizedLayer(copy, granularity == "per_channel")
         return self._wrappers[id(operation)]
 

@@ -166,9 +166,9 @@ def _place(layer: keras.layers.Layer) -> tuple[str, tuple[int, ...]]:
     return KERNELS[base]
 
 
-def built_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+def built_copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     """Returns the layer as the converter gets it, with its weights."""
-    copy = graph.copy_operation(layer, **graph.in_float32(layer))
+    copy = graph.copy_operation(layer, **graph.in_float32(layer), **changes)
     copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
     return copy

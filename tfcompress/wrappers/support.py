@@ -6,7 +6,10 @@ from typing import Any
 import keras
 
 from tfcompress import graph
+from tfcompress.wrappers import operators
+from tfcompress.wrappers.parts import given, masked
 from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer, kind
+from tfcompress.wrappers.rewrites import rewrite_of
 
 _LAYERS = keras.layers
 
@@ -17,6 +20,8 @@ class Way(enum.Enum):
     KERNEL = "int8 kernel, int32 bias; the output has a grid of its own"
     OWN = "the output has a grid of its own"
     RELU = "own grid; merges into the layer before it where that is its only reader"
+    PRODUCT = "sums of products of two tensors; the output has a grid of its own"
+    ROOT = "the inverse root, by the grid of the input; the output has a grid of its own"
     CONCATENATE = "one grid for the inputs and the output"
     SELECT = "the output takes values of the input, on its grid, largest values stay largest"
     MOVE = "the output takes values of the input, on its grid"
@@ -36,10 +41,17 @@ _ACTIVATIONS = {
     "hard_silu": Way.OWN,
     "sigmoid": Way.FIXED,
     "softmax": Way.FIXED,
+    "log_softmax": Way.FIXED,
     "tanh": Way.FIXED,
     "linear": Way.IDENTITY,
 }
-_BOUNDS = {"sigmoid": _PROBABILITY, "softmax": _PROBABILITY, "tanh": _TANH}
+_BOUNDS = {
+    "sigmoid": _PROBABILITY,
+    "softmax": _PROBABILITY,
+    "log_softmax": (-255.0 / 16.0, 0.0),
+    "tanh": _TANH,
+    "zeros": _TANH,  # any that holds 0
+}
 _WAYS: dict[type, Way] = {
     _LAYERS.Add: Way.OWN,
     _LAYERS.Subtract: Way.OWN,
@@ -47,19 +59,30 @@ _WAYS: dict[type, Way] = {
     _LAYERS.LeakyReLU: Way.OWN,
     _LAYERS.GlobalAveragePooling1D: Way.OWN,
     _LAYERS.GlobalAveragePooling2D: Way.OWN,
+    _LAYERS.GlobalAveragePooling3D: Way.OWN,
+    _LAYERS.Embedding: Way.OWN,
     _LAYERS.Concatenate: Way.CONCATENATE,
+    _LAYERS.Maximum: Way.CONCATENATE,
+    _LAYERS.Minimum: Way.CONCATENATE,
+    operators.CausalMask: Way.CONCATENATE,
+    operators.Zeros: Way.FIXED,
     _LAYERS.MaxPooling1D: Way.SELECT,
     _LAYERS.MaxPooling2D: Way.SELECT,
     _LAYERS.GlobalMaxPooling1D: Way.MOVE,
     _LAYERS.GlobalMaxPooling2D: Way.MOVE,
+    _LAYERS.GlobalMaxPooling3D: Way.MOVE,
+    _LAYERS.RepeatVector: Way.MOVE,
     _LAYERS.Flatten: Way.MOVE,
     _LAYERS.Reshape: Way.MOVE,
     _LAYERS.Permute: Way.MOVE,
     _LAYERS.ZeroPadding1D: Way.MOVE,
     _LAYERS.ZeroPadding2D: Way.MOVE,
+    _LAYERS.ZeroPadding3D: Way.MOVE,
     _LAYERS.Cropping1D: Way.MOVE,
     _LAYERS.Cropping2D: Way.MOVE,
+    _LAYERS.Cropping3D: Way.MOVE,
     _LAYERS.UpSampling1D: Way.MOVE,
+    _LAYERS.UpSampling3D: Way.MOVE,
     _LAYERS.AveragePooling1D: Way.AVERAGE,
     _LAYERS.AveragePooling2D: Way.AVERAGE,
 }
@@ -68,12 +91,35 @@ _OPERATIONS = {
     "Add": Way.OWN,
     "Subtract": Way.OWN,
     "Multiply": Way.OWN,
+    "Matmul": Way.PRODUCT,
+    "Mean": Way.OWN,
+    "Sum": Way.OWN,
+    "Abs": Way.OWN,
+    "Absolute": Way.OWN,
+    "Exp": Way.OWN,
+    "Log": Way.OWN,
+    "Rsqrt": Way.ROOT,
+    "Gelu": Way.OWN,
+    "HardSilu": Way.OWN,
+    "LeakyRelu": Way.OWN,
     "Relu": Way.RELU,
     "Relu6": Way.RELU,
     "Sigmoid": Way.FIXED,
     "Tanh": Way.FIXED,
     "Softmax": Way.FIXED,
+    "LogSoftmax": Way.FIXED,
     "Concatenate": Way.CONCATENATE,
+    "Stack": Way.CONCATENATE,
+    "Maximum": Way.CONCATENATE,
+    "Minimum": Way.CONCATENATE,
+    "Max": Way.MOVE,
+    "Swapaxes": Way.MOVE,
+    "Moveaxis": Way.MOVE,
+    "Flip": Way.MOVE,
+    "Pad": Way.MOVE,
+    "BroadcastTo": Way.MOVE,
+    "Tile": Way.MOVE,
+    "Split": Way.MOVE,
     "Reshape": Way.MOVE,
     "Transpose": Way.MOVE,
     "Squeeze": Way.MOVE,
@@ -93,7 +139,9 @@ def way(node: Any) -> Way:
         return Way.KERNEL
     if not isinstance(operation, _LAYERS.Layer):
         return _OPERATIONS[type(operation).__name__]
-    if isinstance(operation, _LAYERS.UpSampling2D):
+    if isinstance(operation, operators.Clip):
+        return Way.RELU if operation.low == 0.0 else Way.AVERAGE
+    if isinstance(operation, _LAYERS.UpSampling2D | _LAYERS.Resizing):
         return Way.MOVE if operation.interpolation == "nearest" else Way.AVERAGE
     name = activation_name(operation)
     return _WAYS[type(operation)] if name is None else _ACTIVATIONS[name]
@@ -101,7 +149,8 @@ def way(node: Any) -> Way:
 
 def fixed_bounds(operation: Any) -> tuple[float, float]:
     """Returns the range that TFLite prescribes for the output of a `Way.FIXED` operation."""
-    return _BOUNDS[activation_name(operation) or type(operation).__name__.lower()]
+    name = activation_name(operation) or type(operation).__name__
+    return _BOUNDS[{"LogSoftmax": "log_softmax"}.get(name, name.lower())]
 
 
 def activation_name(operation: Any) -> str | None:
@@ -109,12 +158,9 @@ def activation_name(operation: Any) -> str | None:
     if type(operation) is _LAYERS.Activation:
         return getattr(operation.activation, "__name__", "unnamed")
     if type(operation) is _LAYERS.Softmax:
-        return "softmax" if operation.axis in (-1, [-1]) else "softmax over another axis"
+        return "softmax"
     if type(operation) is _LAYERS.ReLU:
-        if operation.negative_slope or operation.threshold:
-            return "ReLU with slope or threshold"
-        limits = {None: "relu", 6.0: "relu6"}
-        return limits.get(operation.max_value, f"ReLU up to {operation.max_value}")
+        return "relu" if operation.max_value is None else "relu6"
     return None
 
 
@@ -130,19 +176,31 @@ def reason_for_float(node: Any) -> str | None:
         return "channels_first has no TFLite kernel"
     if not isinstance(operation, _LAYERS.Layer):
         return _reason_of_operation(node, name)
+    rewrite = rewrite_of(operation)
+    if rewrite is not None:
+        arguments = node.arguments
+        return rewrite.reason(operation, *arguments.args, **given(arguments.kwargs))
     if kind(operation) is not None:
         return _reason_of_kernel_layer(operation)
+    if isinstance(operation, operators.Operator):
+        return None
+    if type(operation) in _REASONS:
+        return _REASONS[type(operation)](operation)
     activation = activation_name(operation)
     if activation is not None:
         known = activation in _ACTIVATIONS
         return None if known else f"the activation {activation} has no int8 kernel here"
     known = type(operation) in _WAYS or type(operation) is _LAYERS.UpSampling2D
+    if known and masked(node.arguments.args) and type(operation) is _LAYERS.GlobalAveragePooling1D:
+        return "masks that come with the data are not simulated"
     return None if known else f"layers of type {name} have no int8 kernel here"
 
 
 def _reason_of_operation(node: Any, name: str) -> str | None:
     if name not in _OPERATIONS or not type(node.operation).__module__.startswith("keras."):
         return f"the operation {name} has no int8 kernel here"
+    if name in ("Mean", "Sum", "Max") and _over_the_batch(node.operation.axis):
+        return f"the operation {name} over the batch is not simulated"
     constants = [
         x
         for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
@@ -151,6 +209,29 @@ def _reason_of_operation(node: Any, name: str) -> str | None:
     if _OPERATIONS[name] is Way.OWN and constants:
         return f"the operation {name} with an array as constant is not simulated"
     return None
+
+
+def _over_the_batch(axis: Any) -> bool:
+    return axis is None or 0 in (axis if isinstance(axis, list | tuple) else [axis])
+
+
+def _reason_of_resizing(layer: Any) -> str | None:
+    if layer.interpolation not in ("nearest", "bilinear"):
+        return f"resizing by {layer.interpolation} has no int8 kernel"
+    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.antialias:
+        return "resizing with a crop, a pad or antialiasing is not simulated"
+    return None
+
+
+_REASONS = {
+    _LAYERS.Resizing: _reason_of_resizing,
+    _LAYERS.Conv3D: lambda layer: "CONV_3D computes in float only: use Conv2D for each depth",
+    _LAYERS.Conv3DTranspose: lambda layer: "CONV_3D_TRANSPOSE computes in float only",
+    _LAYERS.SpectralNormalization: lambda layer: (
+        "it changes its kernel as it trains: quantize the layer inside"
+    ),
+    _LAYERS.Masking: lambda layer: "masks that come with the data are not simulated",
+}
 
 
 def _reason_of_kernel_layer(layer: Any) -> str | None:
