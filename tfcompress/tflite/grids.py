@@ -69,10 +69,11 @@ class Grids:
             members = {n for n, b in self._parents if b == bits and self._root((n, b)) == root} | {
                 tensor
             }
-            # What was learned holds for all: in training they were rounded as one.
-            members = members & set(self._ranges.learned) or members
-            bounds = [self._bounds(number, bits) for number in sorted(members)]
+            learned = members & set(self._ranges.learned)
+            bounds = [self._bounds(number, bits) for number in sorted(learned or members)]
             low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
+            if learned:  # in training they were rounded as one; 16 bits reach beyond that
+                low, high = min(bounds, key=lambda b: b[1] - b[0])
             found = grid(low, high, codes(bits))
             scale = float(np.float32(found.scale)) or self._scale_of_zeros(tensor, bits)
             self._made[root] = Grid(np.array(scale), found.zero_point, found.codes)

@@ -113,3 +113,8 @@ OPERATORS: dict[str, Operator] = {
 def codes(bits: int) -> Codes:
     """Returns the integers of activations of 8 or 16 bits."""
     return INT8 if bits == 8 else INT16
+
+
+def way(name: str) -> Way | None:
+    """Returns what an operator's inputs and outputs have to do with one another, None: unknown."""
+    return OPERATORS[name].way if name in OPERATORS else None

@@ -24,7 +24,7 @@ from tfcompress.tflite.equivalents import (
 )
 from tfcompress.tflite.kernels import Stored, store, stored_as_learned
 from tfcompress.tflite.markers import Marked, Unit, is_learned
-from tfcompress.tflite.operators import INT4_KERNELS, KERNELS
+from tfcompress.tflite.operators import INT4_KERNELS, KERNELS, Way, way
 from tfcompress.tflite.quantizer import DYNAMIC, INT16, Mode
 from tfcompress.tflite.request import Choice, Request
 
@@ -74,6 +74,13 @@ def quantized(
         rule = "must be left out: the model was trained by quantize_aware, its integers are learned"
         require(not given, "Words that choose integers", rule, **given)
     plan = _Plan(model, marked, units, request)
+    widest = max((bits for _, _, bits in plan.learned.values()), default=8)
+    require(
+        widest <= 8 or request.scheme in ("mixed", "int16x8"),
+        f"Scheme of model '{model.name}'",
+        f"must be mixed or int16x8: it was trained with activations of {widest} bits",
+        scheme=request.scheme,
+    )
     _check_samples(model, plan, samples)
     ranges = _ranges(plan, request, samples)
     stores = _Stores(plan, samples)
@@ -102,6 +109,7 @@ class _Plan:
         self.content = self._with_kernels(marked.content)
         self.file = fb.parse(self.content)
         self.operators = self.file.subgraphs[0].operators
+        self.learned = _learned(self.file, marked)
         self.modes = [self._mode(number) for number in range(len(self.operators))]
         self._mention_rules_without_effect(units)
         self._mention_blocks()
@@ -156,8 +164,8 @@ class _Plan:
         if self._request.scheme != "mixed" or choice.asked:
             return choice
         mode, unit = choice.mode, self.marked.units[number]
-        made = [self.marked.ranges.get(int(tensor)) for tensor in self.operators[number].outputs]
-        if any(rounded is not None and rounded.quantization()[2] > 8 for rounded in made):
+        made = [self.learned.get(int(tensor)) for tensor in self.operators[number].outputs]
+        if any(found is not None and found[2] > 8 for found in made):
             mode = dataclasses.replace(mode, activations=INT16)
         elif unit is not None and is_learned(unit.operation):
             four = unit.operation.quantization()[2] <= 4
@@ -215,6 +223,32 @@ def _uses(file: schema.ModelT, op: schema.OperatorT) -> int:
     return int(np.prod(fb.shape(file.subgraphs[0].tensors[int(op.outputs[0])])[:3]))
 
 
+def _learned(file: schema.ModelT, marked: Marked) -> dict[int, tuple[float, float, int]]:
+    """Returns (low, high, bits) of the tensors that were rounded in training.
+
+    So are those on the same grid, before and behind operators that only move numbers.
+    """
+    learned = {}
+    for tensor, rounded in marked.ranges.items():
+        low, high, bits = rounded.quantization()
+        learned[tensor] = float(low), float(high), int(bits)
+    if not learned:
+        return learned
+    main = file.subgraphs[0]
+    moves = [o for o in main.operators if way(fb.operator_name(file, o)) is Way.SAME]
+    forth = [(_data(file, o), int(made)) for o in moves for made in o.outputs]
+    for known, other in (*forth, *((made, data) for data, made in reversed(forth))):
+        if known in learned and other not in learned and other >= 0:
+            learned[other] = learned[known]
+    return learned
+
+
+def _data(file: schema.ModelT, op: schema.OperatorT) -> int:
+    """Returns the tensor whose numbers an operator moves, -1 if they are no floats."""
+    tensors = file.subgraphs[0].tensors
+    return next((int(i) for i in op.inputs if fb.type_name(tensors[int(i)]) == "FLOAT32"), -1)
+
+
 def _check_samples(model: keras.Model, plan: _Plan, samples: Sequence[np.ndarray] | None) -> None:
     looking = [n for n in plan.kernels() if plan.choices[n].method.needs_inputs]
     learned = bool(plan.marked.ranges)
@@ -244,10 +278,7 @@ def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None)
         and fb.type_name(main.tensors[tensor]) == "FLOAT32"
         and fb.data(plan.file, main.tensors[tensor]) is None
     }
-    learned = {}
-    for tensor, rounded in plan.marked.ranges.items():
-        low, high, _ = rounded.quantization()
-        learned[tensor] = float(low), float(high)
+    learned = {tensor: (low, high) for tensor, (low, high, _) in plan.learned.items()}
     for number, unit in enumerate(plan.marked.units):
         if plan.operator(number) == "PRELU" and unit is not None and is_learned(unit.operation):
             # Its weights are an input like others: the range whose steps are those learned.
