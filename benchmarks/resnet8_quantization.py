@@ -55,7 +55,11 @@ BATCH, SEED = 128, 0
 LOSS = "sparse_categorical_crossentropy"
 POST_TRAINING = {
     "float32": [{"scheme": "float32"}],
-    "int8": [{"scheme": "int8", "ranges": word} for word in ("min_max", "mse", "percentile")],
+    "int8": [
+        {"scheme": "int8", "ranges": word, "correct_bias": corrected}
+        for corrected in (False, True)
+        for word in ("min_max", "mse", "percentile", "entropy")
+    ],
     "int16x8": [{"scheme": "int16x8"}],
     "int4_nearest": [{"scheme": "int4", "target": "reference"}],
     "int4_adaround": [
@@ -128,7 +132,10 @@ class Bench:
         return self.quantize_aware(row)
 
     def converted(self, model, words):
-        return tfc.convert(model, samples=self.samples, **words)
+        if words.get("correct_bias"):
+            model = tfc.correct_bias(model, self.samples)
+        given = {key: word for key, word in words.items() if key != "correct_bias"}
+        return tfc.convert(model, samples=self.samples, **given)
 
     def best(self, tried):
         """Returns the file that is right most often on the validation images."""
@@ -163,13 +170,8 @@ class Bench:
         model = tfc.fold_batch_norm(self.model)
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:512]
         data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
-        if options.distill:  # what the loss minds is asked of the student, as it will be used
-            data = None
-        rounding = tfc.RoundIteratively(
-            4,
-            data=data,
-            rules=[{"layers": "teacher/.*", "skip": "it teaches"}][: options.distill > 0],
-        )
+        rules = [{"layers": "teacher/.*", "skip": "it teaches"}] if options.distill else []
+        rounding = tfc.RoundIteratively(4, data=data, rules=rules)
         self.train(model, "iterative_int4", options.epochs, options.iterative_rate, [rounding])
         words = {"scheme": "int4", "target": "reference"}
         tried = [{**words, "ranges": word} for word in ("min_max", "mse")]
@@ -179,12 +181,12 @@ class Bench:
         options = self.options
         words, rules = {}, []
         if row != "qat_int8":
-            words = {"bits": 4, "learn": "lsq"}
+            words = {"weight_bits": 4, "learn": "lsq"}
         if row == "qat_mixed":
             schemes = self.rows()["mixed"]["how"]
             words = {"learn": "lsq"}
             rules = [
-                {"layers": path, "bits": int(scheme.removeprefix("int"))}
+                {"layers": path, "weight_bits": int(scheme.removeprefix("int"))}
                 for path, scheme in schemes.items()
             ]
         model = tfc.quantize_aware(self.model, samples=self.samples, rules=rules, **words)
@@ -195,7 +197,7 @@ class Bench:
             given["rules"] = [
                 {"layers": path, "scheme": word} for path, word in schemes.items() if word != "int8"
             ]
-        return tfc.convert(model, samples=self.samples, **given), {**words, **given}
+        return self.converted(model, given), {**words, **given}
 
     def train(self, model, name, epochs, rate, callbacks):
         """Trains the model in place, taught by the float model as well; goes on after a kill."""

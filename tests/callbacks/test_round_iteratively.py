@@ -173,19 +173,24 @@ def stored(content):
             yield fb.data(flatbuffer, graph.tensors[operator.inputs[place]])
 
 
-def test_the_int8_file_holds_just_these_codes():
+@pytest.mark.parametrize(
+    ("bits", "words"),
+    [(8, {"scheme": "int8"}), (4, {"scheme": "int4", "target": "reference"})],
+    ids=["int8", "int4"],
+)
+def test_the_file_holds_just_these_codes(bits, words):
     random = np.random.default_rng(0)
     x, y = random.normal(size=(128, 8, 8, 2)).astype(np.float32), random.integers(0, 3, 128)
     model = images_model()
     with pytest.raises(InputError, match="must have no BatchNorm that can be folded"):
-        model.fit(x, y, verbose=0, callbacks=[tfc.RoundIteratively(8)])
+        model.fit(x, y, verbose=0, callbacks=[tfc.RoundIteratively(bits)])
     model.fit(x, y, verbose=0)
     folded = tfc.fold_batch_norm(model)
     folded.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    folded.fit(x, y, epochs=4, verbose=0, callbacks=[tfc.RoundIteratively(8, data=(x, y))])
+    folded.fit(x, y, epochs=4, verbose=0, callbacks=[tfc.RoundIteratively(bits, data=(x, y))])
     axes = {"conv": (3,), "depthwise": (2, 3), "head": (1,)}
-    expected = [codes(kernel(folded.get_layer(name)), 8, axes[name]) for name in axes]
-    conv, depthwise, head = stored(tflite.convert(folded, "int8", x))
+    expected = [codes(kernel(folded.get_layer(name)), bits, axes[name]) for name in axes]
+    conv, depthwise, head = stored(tflite.convert(folded, samples=x, **words))
     np.testing.assert_array_equal(conv, expected[0].transpose(3, 0, 1, 2))
     np.testing.assert_array_equal(depthwise, expected[1].transpose(3, 0, 1, 2))
     np.testing.assert_array_equal(head, expected[2].T)

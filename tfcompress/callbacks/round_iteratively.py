@@ -37,9 +37,10 @@ class RoundIteratively(KernelCallback):
     of a kernel is on its grid, to the last bit, and biases alone train. Zeros stay zero, shared
     values shared.
 
-    The kernels stay plain float variables: `convert` with a scheme of as many bits finds the
+    The kernels stay plain float variables: `convert` to int8 (8 bits) or int4 (4 bits) finds the
     grid in them, because each channel holds its largest code, and the file holds just these codes.
-    That is so for kernels that `convert` does not change: fold BatchNorm first.
+    That is so for kernels that `convert` does not change: fold BatchNorm first. Other bits are
+    stored in the next larger type, whose finer grid moves weights by half of its step at most.
 
     Each epoch's `logs` receive `rounded` (the share of weights that are on their grid, in [0, 1])
     and `rounding_seconds` (time spent in looking for grids).
