@@ -142,6 +142,9 @@ def quantization_report(
     """
     whole = isinstance(most, int) and most >= 1
     require(whole, "most of quantization_report", "must be a whole number of at least 1", most=most)
+    require(isinstance(model, keras.Model), "A model", "must be a Keras 3 model", model=model)
+    rule = "must be given: the file and the model run on them"
+    require(samples is not None, "samples of quantization_report", rule)
     simulation = wrappers.is_quantize_aware(model)
     plain = wrappers.unrounded(model) if simulation else model
     specs = input_specs(plain, samples)
@@ -156,7 +159,7 @@ def quantization_report(
     unmatched = {s.label: "the float model has no such operator there" for s in pair.unmatched}
     compared = {difference.step.label for difference in found} | set(unmatched)
     unmatched |= {
-        step.label: "its output is not one of the simulation's tensors"
+        step.label: "its output cannot be read, or is not one of the simulation's tensors"
         for step in pair.found_steps
         if step.label not in compared
     }
