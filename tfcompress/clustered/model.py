@@ -64,7 +64,8 @@ def cluster(
         grid: "int8": clusters the integers that the int8 file will hold, after BatchNorm folding
             and scaling per channel, so that the `.tflite` has at most `clusters` different codes in
             each kernel, zero among them. BatchNorm is folded in the new model. Only with `kmeans`
-            of single weights.
+            of single weights. A `quantize_aware` model is clustered after it was made: one that is
+            made of a clustered model gives its Dense kernels one scale, which other codes suit.
 
     Raises:
         InputError: an argument or rule that cannot be used, weights that are not finite, a block
