@@ -19,7 +19,13 @@ with silent_stderr():
     import keras
 
 from tfcompress import clustering, data, models, packing, pruning, schedules, structured
-from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule, RoundIteratively
+from tfcompress.callbacks import (
+    ClusterOnSchedule,
+    FreezeQuantization,
+    Preserve,
+    PruneOnSchedule,
+    RoundIteratively,
+)
 from tfcompress.clustered import cluster, cluster_features, fisher
 from tfcompress.errors import InputError
 from tfcompress.packing import pack, unpack
@@ -65,6 +71,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClusterOnSchedule",
+    "FreezeQuantization",
     "InputError",
     "Preserve",
     "PruneOnSchedule",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 
 from tfcompress import schedules, structured, wrappers
-from tfcompress.callbacks import ClusterOnSchedule, Preserve, PruneOnSchedule
+from tfcompress.callbacks import ClusterOnSchedule, FreezeQuantization, Preserve, PruneOnSchedule
 from tfcompress.data import Data
 from tfcompress.data.batches import steps_per_epoch
 from tfcompress.errors import InputError
@@ -64,6 +64,8 @@ def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Ca
             )
         case Iterative():
             found.append(stage.build(data))
+        case QuantizeAware() if (stage.observers_step, stage.learned_step) != (None, None):
+            found.append(FreezeQuantization(stage.observers_step, stage.learned_step))
     return found
 
 

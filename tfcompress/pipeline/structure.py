@@ -28,8 +28,10 @@ def transform(
         case recipe.CorrectBias():
             return _correct_bias(model, stage, data, seed)
         case recipe.QuantizeAware():
+            if data is None and stage.samples:
+                return wrappers.uncalibrated(model, stage.scheme, **stage.words())
             samples = data.samples(stage.samples, seed) if data and stage.samples else None
-            return wrappers.quantize_aware(model, stage.scheme, samples, rules=stage.rules)
+            return wrappers.quantize_aware(model, stage.scheme, samples, **stage.words())
         case recipe.PruneActivations():
             return wrappers.prune_activations(model, stage.keep, rules=stage.rules)
         case recipe.RemoveChannels():

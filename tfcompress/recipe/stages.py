@@ -13,8 +13,10 @@ from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.base import Count, Keys, Positive, Step
 from tfcompress.recipe.optimizer import LEARNING_RATE_SCHEDULES, make_optimizer
 from tfcompress.registry import Registry
+from tfcompress.wrappers import Settings
 
 QUANTIZE_AWARE_SCHEMES = ("int8",)
+_SETTINGS = dataclasses.fields(Settings)
 
 
 class Stage(Keys):
@@ -171,7 +173,11 @@ class Cluster(FitKeys):
 
 
 class QuantizeAware(FitKeys):
-    """Training with fake quantization; ranges start from `samples` training images (0: none)."""
+    """Training with fake quantization; ranges start from `samples` training images (0: none).
+
+    The words are those of `quantize_aware`; `observers_step` and `learned_step` those of
+    `FreezeQuantization`, counted from the start of the stage.
+    """
 
     word: ClassVar[str] = "quantize_aware"
 
@@ -179,7 +185,29 @@ class QuantizeAware(FitKeys):
     learning_rate: Positive = 1e-4
     scheme: str = "int8"
     samples: Step = 200
+    quantize: str = "both"
+    bits: int | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    weights: str | None = None
+    ranges: Any = None
+    weight_ranges: Any = None
+    learn: str | None = None
+    penalty: float | None = None
+    observers_step: Step | None = None
+    learned_step: Step | None = None
     rules: list[dict[str, Any]] = []
+
+    @pydantic.model_validator(mode="after")
+    def _check_words(self):
+        words = {field.name: getattr(self, field.name, None) for field in _SETTINGS}
+        Settings(**words).check(f"Stage '{self.word}'", self.quantize)
+        return self
+
+    def words(self) -> dict[str, Any]:
+        """Returns the arguments of `quantize_aware` but for its scheme and samples."""
+        own = {*FitKeys.model_fields, "scheme", "samples", "observers_step", "learned_step"}
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in own}
 
     @pydantic.field_validator("scheme")
     @classmethod

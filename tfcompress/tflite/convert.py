@@ -101,7 +101,9 @@ def convert(
     names = [spec.name for spec in specs]
     arrays = None if samples is None else to_arrays(samples, specs, names)
     notes: list[str] = []
-    if request.plain:
+    if scheme == "int8":
+        _check_learned_bits(model)
+    if request.plain and not (scheme in ("int8", "int16x8") and _holds_codes(model)):
         content = _converted(model, inference, specs, scheme, arrays)
     else:
         content, notes = _quantized(model, inference, drawn, specs, request, arrays)
@@ -113,6 +115,23 @@ def convert(
     for note in filter(None, notes):
         warnings.warn(f"Model '{model.name}' as {scheme} {note}", stacklevel=2)
     return content
+
+
+def _holds_codes(model: keras.Model) -> bool:
+    """Returns whether a trained model has kernels whose codes the converter would not find."""
+    layers = model._flatten_layers()
+    learned = [layer for layer in layers if markers.is_learned(layer)]
+    ranged = any(markers.is_range(layer) for layer in model._flatten_layers())
+    return any(not x.found_by_converter for x in learned) or (bool(learned) and not ranged)
+
+
+def _check_learned_bits(model: keras.Model) -> None:
+    for layer in filter(markers.is_range, model._flatten_layers()):
+        if layer.quantization()[2] > 8:
+            raise InputError(
+                f"Model '{model.name}' must be converted to scheme 'mixed': '{layer.name}' was "
+                f"trained with more than 8 bits. Received: scheme='int8'"
+            )
 
 
 def _converted(

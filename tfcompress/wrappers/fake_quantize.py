@@ -1,5 +1,6 @@
-"""Fake quantization of activations: floats that only take the values of an int8 grid."""
+"""Fake quantization of activations: floats that only take the values of an integer grid."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,35 +8,51 @@ import keras
 import tensorflow as tf
 
 from tfcompress.errors import InputError
-
-# The narrowest range that is followed: a tensor of zeros still gets a grid.
-_NARROWEST = 1e-6
+from tfcompress.wrappers.learned import (
+    NARROWEST,
+    Stop,
+    learn_clipping,
+    learn_step,
+    learned_weight,
+)
 
 
 @keras.saving.register_keras_serializable("tfcompress")
 class FakeQuantize(keras.layers.Layer):
-    """Rounds a tensor to the 256 values of an int8 grid, with straight-through gradient.
+    """Rounds a tensor to the values of an integer grid, with straight-through gradient.
 
-    Returns the rounded tensor and its range `(low, high)`, float32 of shape (2,), from which the
-    layers that follow learn in what steps their inputs come.
+    Returns the rounded tensor and the range `(low, high)`, float32 of shape (2,), that 256 codes
+    cover in its steps, from which the layers that follow learn in what steps their inputs come.
 
-    While training, the range follows the batches' extremes by an exponential moving average; the
-    first batch, or `calibrate`, gives its start. It always contains 0. At inference, and when the
-    layer is not `trainable`, the range stays; before it has one, the tensor passes unchanged.
+    Up to 8 bits the codes are those of int8, `(high - low) / (2**bits - 1)` apart: of a tensor that
+    is known to be >= 0 the last 2**bits of them, so that int8 itself clips it; of another one the
+    first, and past `high` it goes on to the end of int8, as in the file. More bits: int16, and the
+    grid is symmetric.
+
+    While training, the range follows the batches' extremes by an exponential moving average, or
+    stays, or is learned; the first batch, or `calibrate`, gives its start. It always contains 0. At
+    inference, and when the layer is not `trainable`, it stays; before there is one, the tensor
+    passes unchanged.
 
     Args:
         bounds: a fixed (low, high), where TFLite prescribes one (softmax: 0, 255/256).
         nonnegative: the tensor is known to be >= 0 (after a ReLU): the lower bound stays 0.
         only_inference: pass the tensor unchanged in training. For probabilities that the model puts
             out: rounded to multiples of 1/256 they would give the loss log(0) and no gradient.
-        momentum: weight of the old range in the moving average, in [0, 1).
+        momentum: weight of the old range in the moving average, in [0, 1); None: the range stays.
+        bits: in [2, 16].
+        learn: "lsq" or "pact": `width`, high - low, is trainable; where 0 lies in it stays. By
+            "lsq" the step size moves as if it were the variable itself, its gradient scaled by
+            1 / sqrt(values per sample * largest code); by "pact" with what is clipped.
+        penalty: of "pact": `penalty * width**2` is added to the loss.
 
     Call arguments: the tensor; and, of a tensor that comes from a layer with a kernel, the steps of
     its integer sums, (channels,), or of a product of two tensors both ranges: at inference they are
     rounded as the integer kernel rounds them.
 
     (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference", section 3.1)
+    Integer-Arithmetic-Only Inference", section 3.1; Esser et al. 2020, "Learned step size
+    quantization"; Choi et al. 2018, "PACT: Parameterized clipping activation")
 
     >>> quantizer = FakeQuantize()
     >>> y, bounds = quantizer(keras.ops.convert_to_tensor([[0.0, 0.3, 2.55]]), training=True)
@@ -46,7 +63,10 @@ class FakeQuantize(keras.layers.Layer):
         bounds: tuple[float, float] | None = None,
         nonnegative: bool = False,
         only_inference: bool = False,
-        momentum: float = 0.99,
+        momentum: float | None = 0.99,
+        bits: int = 8,
+        learn: str | None = None,
+        penalty: float = 0.0,
         **kwargs: Any,
     ):
         # Ranges and rounding are float32 under every dtype policy; the tensor keeps its own.
@@ -56,54 +76,81 @@ class FakeQuantize(keras.layers.Layer):
         self.nonnegative = nonnegative
         self.only_inference = only_inference
         self.momentum = momentum
-        self.observing = False
+        self.bits = bits
+        self.learn = learn
+        self.penalty = penalty
+        self.observer: Any = None
+        self.stop = Stop()
 
     def build(self, inputs_shape: Any, sums_shape: Any = None) -> None:
-        if self.bounds is None:
-            # The point 0 stands for "no range yet". Replicas average what they saw.
-            self.range = self.add_weight(
-                shape=(2,),
-                initializer="zeros",
-                trainable=False,
-                name="range",
-                aggregation="mean",
-            )
+        if self.bounds is not None:
+            return
+        # The point 0 stands for "no range yet". Replicas average what they saw.
+        self.range = self.add_weight(
+            shape=(2,),
+            initializer="zeros",
+            trainable=False,
+            name="range",
+            aggregation="mean",
+        )
+        if self.learn is not None:
+            self.width = learned_weight(self, (), "width", self.stop)
+
+    @property
+    def learns(self) -> bool:
+        """Whether training moves the range by its gradient."""
+        return self.learn is not None and self.bounds is None
+
+    @property
+    def follows(self) -> bool:
+        """Whether training moves the range with the batches."""
+        return self.bounds is None and self.learn is None and self.momentum is not None
+
+    def start(self, low: float, high: float) -> None:
+        """Sets the range from which training starts."""
+        self.range.assign([low, high])
+        if self.learn is not None:
+            self.width.assign(high - low)
+            self.width_held.assign(high - low)
 
     def call(self, inputs: Any, sums: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         x = tf.cast(inputs, tf.float32)
-        if self.bounds is not None:
-            low, high = tf.constant(self.bounds[0]), tf.constant(self.bounds[1])
-            y = x if training and self.only_inference else _round_to_grid(x, low, high)
-        elif self.observing:
-            low, high = self._widened(x)
-            y = x
+        grid = self._grid_at(*self._range())
+        y = x
+        if self.observer is not None:
+            self.observer(x)
+            grid = self._grid_at(*self._extremes(x))
+        elif self.bounds is not None:
+            y = x if training and self.only_inference else grid.round(x)
         elif training and self.trainable:
-            low, high = self._followed(x)
-            y = _round_to_grid(x, low, high)
+            y, grid = self._trained(x, grid)
         else:
-            low, high = tf.unstack(tf.convert_to_tensor(self.range))
-            products = isinstance(sums, list | tuple)
-            round_ = _round_products if products else _round_sums
-            round_ = _round_to_grid if sums is None else round_
-            given = (x, low, high) if sums is None else (x, low, high, sums)
-            y = tf.cond(low < high, lambda: round_(*given), lambda: x)
-        return (inputs if y is x else tf.cast(y, inputs.dtype)), tf.stack([low, high])
+            y = tf.cond(grid.step > 0.0, lambda: grid.round(x, sums), lambda: x)
+        return (inputs if y is x else tf.cast(y, inputs.dtype)), tf.stack(grid.bounds)
 
     def compute_output_spec(self, inputs: Any, sums: Any = None, training: Any = None) -> Any:
         return keras.KerasTensor(inputs.shape, inputs.dtype), keras.KerasTensor((2,), "float32")
 
+    def quantization(self) -> tuple[float, float, int]:
+        """Returns the range (low, high) that int8, or above 8 bits int16, covers; and the bits.
+
+        Fewer bits have larger steps, not fewer codes of the file's integers.
+        """
+        low, high = self._range()
+        if not float(low) < float(high):
+            raise InputError(
+                f"Quantizer '{self.name}' must have a range before the model is converted: "
+                "give quantize_aware samples, or train the model for at least one step."
+            )
+        grid = self._grid_at(low, high)
+        if self.bits > 8:
+            return -32767.0 * float(grid.step), 32767.0 * float(grid.step), self.bits
+        return float(grid.bounds[0]), float(grid.bounds[1]), self.bits
+
     def exported(self) -> keras.layers.Layer:
         """Returns the layer with its range as constants, as the TFLite converter reads it."""
-        bounds = self.bounds
-        if bounds is None:
-            low, high = (float(x) for x in keras.ops.convert_to_numpy(self.range))
-            if low >= high:
-                raise InputError(
-                    f"Quantizer '{self.name}' must have a range before the model is converted: "
-                    "give quantize_aware samples, or train the model for at least one step."
-                )
-            bounds = (low, high)
-        return _ConstantRange(bounds, name=self.name, dtype="float32")
+        low, high, bits = self.quantization()
+        return _ConstantRange((low, high), wide=bits > 8, name=self.name, dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -111,26 +158,89 @@ class FakeQuantize(keras.layers.Layer):
             "nonnegative": self.nonnegative,
             "only_inference": self.only_inference,
             "momentum": self.momentum,
+            "bits": self.bits,
+            "learn": self.learn,
+            "penalty": self.penalty,
         }
+
+    def _range(self) -> tuple[Any, Any]:
+        """Returns (low, high) as it is at the moment; (0, 0) stands for none."""
+        if self.bounds is not None:
+            return tf.constant(self.bounds[0]), tf.constant(self.bounds[1])
+        low, high = tf.unstack(tf.convert_to_tensor(self.range))
+        if self.learn is None:
+            return low, high
+        factor = tf.math.divide_no_nan(tf.convert_to_tensor(self.width), high - low)
+        return low * factor, high * factor
+
+    def _grid_at(self, low: Any, high: Any) -> "_Grid":
+        return _Grid.of(low, high, self.bits, self.nonnegative)
 
     def _extremes(self, x: Any) -> tuple[Any, Any]:
         low = tf.constant(0.0) if self.nonnegative else tf.minimum(tf.reduce_min(x), 0.0)
-        return low, tf.maximum(tf.reduce_max(x), low + _NARROWEST)
+        return low, tf.maximum(tf.reduce_max(x), low + NARROWEST)
+
+    def _trained(self, x: Any, grid: "_Grid") -> tuple[Any, "_Grid"]:
+        """Returns the tensor rounded, and its grid, after the range has moved."""
+        if self.learn is not None:
+            width = tf.convert_to_tensor(self.width)
+            if self.learn == "pact" and self.penalty:
+                self.add_loss(self.penalty * tf.square(width))
+            # The bias downstream does not teach the width.
+            grid = dataclasses.replace(grid, step=tf.stop_gradient(grid.step))
+            function = learn_step if self.learn == "lsq" else learn_clipping
+            levels = tf.constant(float(_levels(self.bits)))
+            return function(x, width, *grid.codes, levels), grid
+        if self.momentum is not None:
+            grid = self._grid_at(*self._followed(x))
+        return grid.round(x), grid
 
     def _followed(self, x: Any) -> tuple[Any, Any]:
         seen = tf.stack(self._extremes(tf.stop_gradient(x)))
         old = tf.convert_to_tensor(self.range)
-        share = tf.where(old[0] < old[1], 1.0 - self.momentum, 1.0)
-        new = old + share * (seen - old)
+        share = tf.where(old[0] < old[1], 1.0 - (self.momentum or 0.0), 1.0)
+        new = old + tf.where(self.stop.reached(), 0.0, share) * (seen - old)
         self.range.assign(new)
         return tf.unstack(new)
 
-    def _widened(self, x: Any) -> tuple[Any, Any]:
-        low, high = self._extremes(x)
-        old = tf.convert_to_tensor(self.range)
-        new = tf.stack([tf.minimum(old[0], low), tf.maximum(old[1], high)])
-        self.range.assign(new)
-        return tf.unstack(new)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Grid:
+    """The distance of two codes, the range that 256 of them cover, the codes that are used."""
+
+    step: Any
+    bounds: tuple[Any, Any]
+    codes: tuple[Any, Any]
+    bits: int
+
+    @classmethod
+    def of(cls, low: Any, high: Any, bits: int, nonnegative: bool) -> "_Grid":
+        levels = float(_levels(bits))
+        if bits > 8:
+            width = tf.maximum(-low, high) / (levels / 2)
+            ends = tf.constant(-levels / 2), tf.constant(levels / 2)
+            return cls(width, (-128.0 * width, 127.0 * width), ends, bits)
+        width = (high - low) / levels
+        below = tf.round(tf.math.divide_no_nan(-low, width))
+        bounds = low, high
+        if bits < 8:
+            first = levels - 255.0 if nonnegative else -below
+            bounds = first * width, (first + 255.0) * width
+        highest = tf.constant(levels) if nonnegative else 255.0 - below
+        return cls(width, bounds, (-below, highest), bits)
+
+    def round(self, x: Any, sums: Any = None) -> Any:
+        if self.bits > 8:
+            return _round_to_codes(x, self.step, *self.codes)
+        if sums is None:
+            return _round_to_grid(x, *self.bounds)
+        products = isinstance(sums, list | tuple)
+        return (_round_products if products else _round_sums)(x, *self.bounds, sums)
+
+
+def _levels(bits: int) -> int:
+    """Returns the number of steps between the first and the last code."""
+    return 2**bits - 1 if bits <= 8 else 2**bits - 2
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -163,12 +273,18 @@ class OnGrid(keras.layers.Layer):
 class _ConstantRange(keras.layers.Layer):
     """The quantizer in the graph that the converter gets."""
 
-    def __init__(self, bounds: tuple[float, float], **kwargs: Any):
+    def __init__(self, bounds: tuple[float, float], wide: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.bounds = bounds
+        self.wide = wide
 
     def call(self, inputs: Any) -> Any:
-        y = tf.quantization.fake_quant_with_min_max_vars(tf.cast(inputs, tf.float32), *self.bounds)
+        y = tf.quantization.fake_quant_with_min_max_vars(
+            tf.cast(inputs, tf.float32),
+            *self.bounds,
+            num_bits=16 if self.wide else 8,
+            narrow_range=self.wide,
+        )
         return tf.cast(y, inputs.dtype)
 
     def compute_output_spec(self, inputs: Any) -> Any:
@@ -222,6 +338,18 @@ def _round_to_grid(x: Any, low: Any, high: Any) -> Any:
     def gradient(upstream: Any) -> Any:
         inside = tf.logical_and(x >= low, x <= high)
         return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None
+
+    return y, gradient
+
+
+@tf.custom_gradient
+def _round_to_codes(x: Any, width: Any, lowest: Any, highest: Any) -> Any:
+    position = tf.math.divide_no_nan(x, width)
+    y = tf.where(width > 0.0, tf.clip_by_value(tf.round(position), lowest, highest) * width, x)
+
+    def gradient(upstream: Any) -> Any:
+        inside = tf.logical_and(position >= lowest, position <= highest)
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None
 
     return y, gradient
 

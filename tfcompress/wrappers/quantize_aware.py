@@ -1,21 +1,23 @@
 """Quantization-aware training: a model that computes in floats what its int8 file will compute."""
 
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfcompress import graph, projection, rules, weights
+from tfcompress import graph, projection
 from tfcompress.data.samples import to_arrays
-from tfcompress.errors import require, unknown
+from tfcompress.errors import InputError, require, unknown
+from tfcompress.quantization import RANGES, Codes
 from tfcompress.wrappers.canonical import canonical
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
-from tfcompress.wrappers.operators import CausalMask, InverseRoot
-from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer, kind
-from tfcompress.wrappers.support import Way, fixed_bounds, reason_for_float, way
+from tfcompress.wrappers.insertion import Insertion
+from tfcompress.wrappers.quantized_layer import QuantizedLayer
+from tfcompress.wrappers.settings import Settings, resolve
+from tfcompress.wrappers.support import reason_for_float
 
-_GRANULARITIES = ("per_channel", "per_tensor")
 _CALIBRATION_BATCH = 32
 
 
@@ -24,6 +26,16 @@ def quantize_aware(
     scheme: str = "int8",
     samples: Any = None,
     rules: Sequence[Mapping[str, Any]] = (),
+    *,
+    quantize: str = "both",
+    bits: int | None = None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    weights: str | None = None,
+    ranges: Any = None,
+    weight_ranges: Any = None,
+    learn: str | None = None,
+    penalty: float | None = None,
 ) -> keras.Model:
     """Returns a new model that trains with the rounding of its int8 file; `model` stays as it was.
 
@@ -43,40 +55,107 @@ def quantize_aware(
         scheme: "int8".
         samples: the inputs from which the activations' ranges start, an array (n, ...), a list of
             arrays for several inputs, or a `tf.data.Dataset`. Without them the first training
-            batch gives the start. Ranges then follow the batches by a moving average.
-        rules: mappings {"layers": REGEX, "skip": REASON} or {"layers": REGEX, "granularity":
-            "per_channel" or "per_tensor"}. Without a rule, a Dense kernel has one scale, so that
-            16 shared values stay 16 codes, and a convolution one per output channel.
+            batch gives the start; `learn` and ranges that stay need them.
+        rules: mappings {"layers": REGEX, "skip": REASON} or {"layers": REGEX, ...} with any of the
+            words below from `bits` to `learn`, and granularity: "per_channel" or "per_tensor".
+            Without a rule, a Dense kernel has one scale, so that 16 shared values stay 16 codes,
+            and a convolution one per output channel.
+        quantize: "both", or "weights" or "activations" alone.
+        bits: of kernels and activations, in [2, 16]; above 8, activations are int16 and kernels
+            int8, for which `convert` needs the scheme "mixed". The model's inputs and outputs keep
+            at least 8 bits unless a rule names the layer.
+        weight_bits: of kernels, in [2, 8]; activation_bits: of activations, in [2, 16].
+        weights: kernels that are "binary" (+-mean |w|) or "ternary".
+        ranges: which range of an activation the samples give: a name or method of
+            `quantization.RANGES`. By min_max (default) and ema, ranges follow the training batches
+            by a moving average; by percentile, mse, entropy and sigma they clip, and stay.
+        weight_ranges: of kernels: min_max (default) follows max|w|, one that clips stays.
+        learn: "lsq": the step sizes of kernels and activations are trained; "pact": the clipping
+            bounds of activations are. Ranges only give the start.
+        penalty: of "pact", 1e-4 by default: L2 penalty of the clipping bounds, at least 0.
 
     Raises:
-        InputError: unknown scheme, rule or granularity; a rule that matches nothing; samples that
-            do not fit; a model that is not built, holds NaN, or cannot be read as a graph.
+        InputError: unknown words, bits out of range, words that contradict; a rule that matches
+            nothing; samples that are missing or do not fit; an activation that is to stay in or
+            learn a range and is 0 for all samples; a binary kernel with zeros; a model that is not
+            built, holds NaN, or cannot be read as a graph.
 
     (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference")
+    Integer-Arithmetic-Only Inference"; Esser et al. 2020, "Learned step size quantization"; Choi et
+    al. 2018, "PACT: Parameterized clipping activation")
 
         model = tfc.quantize_aware(model, samples=x_train[:200])
         model.compile(keras.optimizers.Adam(1e-4), loss="sparse_categorical_crossentropy")
         model.fit(x_train, y_train, epochs=2)
         flatbuffer = tfc.convert(model, scheme="int8")
+
+        model = tfc.quantize_aware(model, bits=4, learn="lsq", samples=x_train[:200],
+                                   rules=[{"layers": "head", "bits": 8}])
     """
+    words = Settings(
+        bits, weight_bits, activation_bits, weights, None, ranges, weight_ranges, learn
+    )
+    quantized, methods = _structure(model, scheme, words, rules, quantize, penalty)
+    if samples is not None and quantize != "weights":
+        calibrate(quantized, samples, methods)
+    elif samples is None:
+        for quantizer in filter(_is_calibrated, quantized.layers):
+            needs = quantizer.learn is not None or quantizer.momentum is None
+            rule = "must be given where ranges are learned or stay (learn, or ranges that clip)"
+            require(not needs, "samples of quantize_aware", rule, quantizer=quantizer.name)
+    return quantized
+
+
+def uncalibrated(
+    model: keras.Model,
+    scheme: str = "int8",
+    rules: Sequence[Mapping[str, Any]] = (),
+    quantize: str = "both",
+    penalty: float | None = None,
+    **words: Any,
+) -> keras.Model:
+    """Returns what `quantize_aware` does before ranges start: to check words, or load weights."""
+    return _structure(model, scheme, Settings(**words), rules, quantize, penalty)[0]
+
+
+def _structure(
+    model: keras.Model,
+    scheme: str,
+    default: Settings,
+    rules: Sequence[Mapping[str, Any]],
+    quantize: str,
+    penalty: float | None,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Returns the new model, and by name of each quantizer the method of its range."""
     if scheme != "int8":
         raise unknown("scheme of quantize_aware", scheme, ["int8"])
-    settings = _settings(model, rules)
+    settings = resolve(model, default, quantize, rules)
+    penalty = _penalty(penalty, [default, *(found for found, _ in settings.values())])
     _check_weights(model)
     require(
-        not any(isinstance(layer, FakeQuantize) for layer in model._flatten_layers()),
+        not any(isinstance(x, FakeQuantize | QuantizedLayer) for x in model._flatten_layers()),
         f"Model '{model.name}'",
         "is quantization-aware already: make the float model so, or train this one on",
     )
     flat, origins = graph.flatten(model)
     by_name = _by_name(origins, settings)
-    skips = {name: rule["skip"] for name, rule in by_name.items() if "skip" in rule}
-    quantized = _insert(*canonical(flat, skips), by_name)
-    if samples is not None:
-        calibrate(quantized, samples)
+    skips = {name: reason for name, (_, reason) in by_name.items() if reason is not None}
+    insertion = Insertion(*canonical(flat, skips), default, by_name, quantize, penalty)
+    quantized = graph.rebuild(insertion.model, insertion.call)
+    for layer, own in insertion.clipped:
+        layer.start(own.weight_ranges or "min_max")
     projection.preserve(quantized)
-    return quantized
+    return quantized, insertion.methods
+
+
+def _penalty(given: float | None, settings: Sequence[Settings]) -> float:
+    if given is None:
+        return 1e-4
+    used = any(found.learn == "pact" for found in settings)
+    require(used, "penalty of quantize_aware", "needs learn='pact'", penalty=given)
+    valid = isinstance(given, int | float) and np.isfinite(given) and given >= 0
+    require(valid, "penalty of quantize_aware", "must be at least 0", penalty=given)
+    return float(given)
 
 
 def skipped(model: keras.Model) -> dict[str, str]:
@@ -94,31 +173,69 @@ def skipped(model: keras.Model) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def calibrate(model: keras.Model, samples: Any) -> None:
-    """Starts the ranges of a quantized model, in place, at the extremes that the samples reach."""
+def calibrate(model: keras.Model, samples: Any, methods: Mapping[str, Any] | None = None) -> None:
+    """Starts the ranges of a quantized model, in place, at what the samples give.
+
+    `methods`: by name of a quantizer its method of `quantization.RANGES`; without one, min_max.
+    """
     names = [tensor._keras_history.operation.name for tensor in model.inputs]
     arrays = to_arrays(samples, model.inputs, names)
-    quantizers = [layer for layer in model.layers if hasattr(layer, "observing")]
-    for quantizer in quantizers:
-        quantizer.observing = True
+    quantizers = list(filter(_is_calibrated, model.layers))
+    observers = [_Observer(q, (methods or {}).get(q.name, "min_max")) for q in quantizers]
+    operators = [layer for layer in model.layers if hasattr(layer, "observing")]
+    for observer in observers:
+        observer.quantizer.observer = observer
+    for operator in operators:
+        operator.observing = True
     try:
         for start in range(0, len(arrays[0]), _CALIBRATION_BATCH):
             batch = [array[start : start + _CALIBRATION_BATCH] for array in arrays]
             model(keras.tree.pack_sequence_as(model._inputs_struct, batch), training=False)
     finally:
-        for quantizer in quantizers:
-            quantizer.observing = False
+        for observer in observers:
+            observer.quantizer.observer = None
+        for operator in operators:
+            operator.observing = False
+    dead = [observer.quantizer.name for observer in observers if not observer.start()]
+    if dead:
+        warnings.warn(
+            f"Activations of model '{model.name}' are 0 for all samples: {', '.join(dead)}. Their "
+            "ranges start with the first batch that is not.",
+            stacklevel=3,
+        )
 
 
-def _settings(model: keras.Model, given: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Returns the rules that hold, by `id` of the layer."""
-    kernels = weights.kernels(model)
-    resolved = rules.resolve(given, kernels, ["granularity"])
-    for rule in resolved.values():
-        granularity = rule.get("granularity", _GRANULARITIES[0])
-        if granularity not in _GRANULARITIES:
-            raise unknown("granularity", granularity, _GRANULARITIES)
-    return {id(kernel.layer): resolved[kernel.path] for kernel in kernels if resolved[kernel.path]}
+def _is_calibrated(layer: Any) -> bool:
+    return isinstance(layer, FakeQuantize) and layer.bounds is None
+
+
+class _Observer:
+    """Sees what a quantizer is given, and starts its range."""
+
+    def __init__(self, quantizer: FakeQuantize, method: Any):
+        self.quantizer = quantizer
+        self._method = RANGES.create(method)
+        self._state: Any = None
+
+    def __call__(self, x: Any) -> None:
+        try:
+            self._state = self._method.observe(x.numpy().reshape(1, -1), self._state)
+        except InputError as error:
+            raise InputError(f"Range of '{self.quantizer.name}': {error}") from None
+
+    def start(self) -> bool:
+        """Sets the range; returns False for a tensor that was 0 all the time."""
+        quantizer = self.quantizer
+        wide = quantizer.bits > 8
+        codes = Codes(quantizer.bits, symmetric=wide, narrow=wide)
+        low, high = (float(end[0]) for end in self._method.bounds(self._state, codes))
+        low = 0.0 if quantizer.nonnegative and not wide else low
+        moves = quantizer.momentum is not None and quantizer.learn is None
+        rule = "must not be 0 for all samples where its range is learned or stays"
+        require(low < high or moves, f"Activation '{quantizer.name}'", rule)
+        if low < high:
+            quantizer.start(low, high)
+        return low < high
 
 
 def _by_name(origins: Mapping[str, Any], settings: Mapping[int, Any]) -> dict[str, dict[str, Any]]:
@@ -130,6 +247,17 @@ def _by_name(origins: Mapping[str, Any], settings: Mapping[int, Any]) -> dict[st
     return {name: rule for name, rule in found.items() if rule}
 
 
+def _by_name(origins: Mapping[str, Any], settings: Mapping[int, Any]) -> dict[str, Any]:
+    """Returns settings by name of the flat model's layers; one with layers inside takes theirs."""
+    found: dict[str, Any] = {}
+    for name, layer in origins.items():
+        inside = [settings[id(x)] for x in layer._flatten_layers() if id(x) in settings]
+        if inside:
+            reasons = [reason for _, reason in inside if reason is not None]
+            found[name] = inside[-1][0], reasons[0] if reasons else None
+    return found
+
+
 def _check_weights(model: keras.Model) -> None:
     for variable in model.weights:
         value = keras.ops.convert_to_numpy(variable)
@@ -139,194 +267,3 @@ def _check_weights(model: keras.Model) -> None:
             "must be finite",
             weight=variable.path,
         )
-
-
-def _insert(
-    model: keras.Model, one_range: Collection[str], settings: Mapping[str, Mapping[str, Any]]
-) -> keras.Model:
-    """Returns the canonical model with kernels wrapped and quantizers between the layers."""
-    insertion = _Insertion(model, one_range, settings)
-    return graph.rebuild(model, insertion.call)
-
-
-class _Insertion:
-    """Knows, for each tensor of the new graph, the grid that it is on.
-
-    A tensor is *open* when an integer layer put it out but its rounding comes further down: TFLite
-    merges a ReLU into the layer before it, takes the maximum before or after rounding with the same
-    result, and has the parts of a concatenation on one grid.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        one_range: Collection[str],
-        settings: Mapping[str, Mapping[str, Any]],
-    ):
-        self._readers, self._calls = graph.consumers(model), graph.calls(model)
-        self._shared: dict[str, Any] = dict.fromkeys(one_range)  # name of a layer -> its quantizer
-        self._settings = settings
-        self._rounded: dict[int, Any] = {}  # id of a tensor -> the tensor rounded
-        self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
-        self._sums: dict[int, Any] = {}  # id of a tensor -> the steps of its integer sums
-        self._open: set[int] = set()
-        self._nonnegative: set[int] = set()
-        self._wrappers: dict[int, Any] = {}
-        self._names = weights.Names(operation.name for operation in model.operations)
-
-    def call(self, node: Any, copy: Any, *args: Any, **kwargs: Any) -> Any:
-        how = self._way(node)
-        if how is Way.FLOAT:
-            return self._kept_float(node.operation, copy)(*args, **kwargs)
-        if how is Way.IDENTITY:
-            if None in self._readers[id(node.outputs[0])]:
-                args, kwargs = self._map(args, kwargs, leave_open=True)
-            return self._passed_on(args[0], copy(*args, **kwargs))
-        if how in (Way.RELU, Way.CONCATENATE, Way.SELECT) and self._all_open(args):
-            pass
-        elif how is Way.CONCATENATE:
-            args, kwargs = self._map(args, kwargs, leave_open=True)
-        else:
-            args, kwargs = self._map(args, kwargs)
-        if how is Way.KERNEL:
-            y, sums = self._wrapper(node.operation, copy)(args[0], self._grids[id(args[0])])
-            self._sums[id(y)] = sums
-        elif how is Way.ROOT:
-            name = self._names.unique(f"{node.operation.name}_root")
-            y = InverseRoot(name=name)(args[0], self._grids[id(args[0])])
-        else:
-            y = copy(*args, **kwargs)
-        if how is Way.PRODUCT:
-            self._sums[id(y)] = [self._grids[id(x)] for x in args[:2]]
-        return self._output(node, how, args, y)
-
-    def _output(self, node: Any, how: Way, args: Any, y: Any) -> Any:
-        """Returns the output on its grid, or open."""
-        x = args[0]
-        if how is Way.FIXED:
-            is_output = None in self._readers[id(node.outputs[0])]
-            bounds = fixed_bounds(node.operation)
-            return self._round(y, node, bounds=bounds, only_inference=is_output)
-        grid = self._grids.get(id(x)) if isinstance(x, keras.KerasTensor) else None
-        if how is Way.AVERAGE:
-            y = OnGrid(name=self._names.unique(f"{node.operation.name}_grid"))(y, grid)
-        if how is Way.CONCATENATE and self._one_quantizer(args):
-            grid, how = self._grids[id(keras.tree.flatten(args)[-1])], Way.MOVE
-        if how in (Way.AVERAGE, Way.MOVE) or (how is Way.SELECT and grid is not None):
-            self._grids.update((id(part), grid) for part in keras.tree.flatten(y))
-            return y
-        keeps = how in (Way.RELU, Way.SELECT) or isinstance(node.operation, CausalMask)
-        if keeps and id(x) in self._sums:
-            self._sums[id(y)] = self._sums[id(x)]
-        is_relu = how is Way.RELU or _activation(node.operation) in ("relu", "relu6")
-        if is_relu or (how is Way.SELECT and id(x) in self._nonnegative):
-            self._nonnegative.add(id(y))
-        if self._stays_open(node, how):
-            self._open.add(id(y))
-            return y
-        return self._round(y, node, nonnegative=id(y) in self._nonnegative)
-
-    def _stays_open(self, node: Any, how: Way) -> bool:
-        takes_relu = how in (Way.KERNEL, Way.SELECT) or type(node.operation).__name__ in (
-            "Add",
-            "Subtract",
-            "Multiply",
-        )
-        takes_relu = takes_relu and _activation(node.operation) in (None, "linear")
-        tensor = node.outputs[0]
-        while True:
-            readers = self._readers[id(tensor)]
-            if len(readers) != 1 or readers[0] is None:
-                return False
-            below = self._way(readers[0])
-            if below is not Way.IDENTITY:
-                break
-            tensor = readers[0].outputs[0]
-        if below is Way.RELU:
-            return takes_relu
-        return below in (Way.CONCATENATE, Way.SELECT) and how is not Way.CONCATENATE
-
-    def _round(self, y: Any, node: Any, **options: Any) -> Any:
-        quantizer = self._shared.get(node.operation.name)
-        if quantizer is None:
-            name = self._names.unique(f"{node.operation.name}_range")
-            quantizer = FakeQuantize(name=name, **options)
-        if node.operation.name in self._shared:
-            self._shared[node.operation.name] = quantizer
-        rounded, grid = quantizer(y, self._sums.get(id(y)))
-        self._grids[id(rounded)] = grid
-        return rounded
-
-    def _on_grid(self, tensor: Any) -> Any:
-        """Returns a tensor on its grid: a model's input or a float layer's output is rounded."""
-        if id(tensor) in self._grids:
-            return tensor
-        if id(tensor) not in self._rounded:
-            producer = tensor._keras_history.operation
-            rounded, grid = FakeQuantize(name=self._names.unique(f"{producer.name}_range"))(tensor)
-            # The tensor is kept alive with its entry, so that its id stays its own.
-            self._rounded[id(tensor)] = (tensor, rounded)
-            self._grids[id(rounded)] = grid
-        return self._rounded[id(tensor)][1]
-
-    def _map(self, args: Any, kwargs: Any, leave_open: bool = False) -> Any:
-        def prepared(x):
-            if not isinstance(x, keras.KerasTensor) or (leave_open and id(x) in self._open):
-                return x
-            if not keras.backend.is_float_dtype(x.dtype):
-                return x  # indices
-            return self._on_grid(x)
-
-        return keras.tree.map_structure(prepared, (args, kwargs))
-
-    def _all_open(self, args: Any) -> bool:
-        return all(id(x) in self._open for x in keras.tree.flatten(args))
-
-    def _one_quantizer(self, args: Any) -> bool:
-        """Returns whether one quantizer put all of the tensors on one grid."""
-        grids = [self._grids.get(id(x)) for x in keras.tree.flatten(args)]
-        sources = {None if g is None else id(g._keras_history.operation) for g in grids}
-        return len(grids) > 1 and len(sources) == 1 and None not in sources
-
-    def _passed_on(self, x: Any, y: Any) -> Any:
-        for known in (self._grids, self._sums):
-            if id(x) in known:
-                known[id(y)] = known[id(x)]
-        for group in (self._open, self._nonnegative):
-            if id(x) in group:
-                group.add(id(y))
-        return y
-
-    def _way(self, node: Any) -> Way:
-        return Way.FLOAT if "skip" in self._setting(node.operation) else way(node)
-
-    def _setting(self, operation: Any) -> Mapping[str, Any]:
-        return self._settings.get(operation.name, {})
-
-    def _kept_float(self, operation: Any, copy: Any) -> Any:
-        reason = self._setting(operation).get("skip")
-        if reason is None:
-            return copy
-        if id(operation) not in self._wrappers:
-            self._wrappers[id(operation)] = KeptFloat(copy, reason)
-        return self._wrappers[id(operation)]
-
-    def _wrapper(self, operation: Any, copy: Any) -> Any:
-        if id(operation) not in self._wrappers:
-            # The converter gives a kernel that several operators read one scale per channel.
-            shared = self._calls[id(operation)] > 1
-            dense = kind(operation) is keras.layers.Dense
-            default = "per_tensor" if dense and not shared else "per_channel"
-            granularity = self._setting(operation).get("granularity", default)
-            require(
-                granularity == "per_channel" or not shared,
-                f"Layer '{operation.name}', which is called more than once,",
-                "must have the granularity per_channel",
-                granularity=granularity,
-            )
-            self._wrappers[id(operation)] = QuantizedLayer(copy, granularity == "per_channel")
-        return self._wrappers[id(operation)]
-
-
-def _activation(operation: Any) -> str | None:
-    return getattr(getattr(operation, "activation", None), "__name__", None)

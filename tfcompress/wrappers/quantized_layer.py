@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfcompress import graph
-from tfcompress.quantization import snap
+from tfcompress.quantization import Codes, fit
 from tfcompress.wrappers.fake_quantize import step
+from tfcompress.wrappers.learned import Stop, learn_kernel_step, learned_weight
 
 # Layers whose kernel TFLite holds in int8: its variable, and the axes of its output channels.
 _LAYERS = keras.layers
@@ -26,42 +28,101 @@ KERNELS: dict[type, tuple[str, tuple[int, ...]]] = {
 
 @keras.saving.register_keras_serializable("tfcompress")
 class QuantizedLayer(keras.layers.Wrapper):
-    """Computes `layer` with its kernel and bias rounded to what the int8 file will hold.
+    """Computes `layer` with its kernel and bias rounded to what the file will hold.
 
     The wrapped layer and its variables stay as they are: inside `call` its variables are mapped to
     rounded values, and what it writes to its state there is carried out. The gradient passes
     straight through the rounding.
 
-        kernel: 255 values from -max|w| to max|w|, per output channel or per tensor
+        kernel: 2**bits - 1 values from -max|w| to max|w|, per output channel or per tensor; or two
+                or three values
         bias:   multiples of (scale of the inputs) * (scale of the kernel)
 
     Args:
         layer: one of `KERNELS`.
         per_channel: one scale per output channel, or one for the kernel.
+        bits: of the kernel, in [2, 8].
+        weights: "binary" (+-mean |w|) or "ternary" (Li et al. 2016) instead of a grid.
+        clip: "fixed" or "learned": the grid reaches to `limit`, not to max|w|; learned by LSQ
+            (Esser et al. 2020), the scale's gradient times 1 / sqrt(weights per scale * largest
+            code).
 
-    Call arguments: the inputs, and the range that their `FakeQuantize` returned with them.
+    Call arguments: the inputs, and the range that their `FakeQuantize` returned with them; None
+    where the inputs are floats, and the bias then stays float.
     Returns the outputs and, per output channel, the steps of the integer sums that they stand for.
+
+    (Rastegari et al. 2016, "XNOR-Net"; Li et al. 2016, "Ternary weight networks"; Esser et al.
+    2020, "Learned step size quantization")
     """
 
-    def __init__(self, layer: keras.layers.Layer, per_channel: bool = True, **kwargs: Any):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        per_channel: bool = True,
+        bits: int = 8,
+        weights: str | None = None,
+        clip: str | None = None,
+        **kwargs: Any,
+    ):
         # Rounding reads the variables themselves, in float32; the layer casts as its policy says.
         kwargs = {"name": layer.name} | kwargs | {"dtype": "float32"}
         super().__init__(layer, autocast=False, **kwargs)
         self._convert_input_args = False
         self.per_channel = per_channel
+        self.bits = bits
+        self.kernel_values = weights
+        self.clip = clip
+        self.stop = Stop()
+
+    @property
+    def found_by_converter(self) -> bool:
+        """Whether max|w| of the rounded kernel tells its scale, as TFLite's converter expects."""
+        return self.bits == 8 and self.kernel_values is None and self.clip is None
+
+    @property
+    def learns(self) -> bool:
+        """Whether training moves the scale by its gradient."""
+        return self.clip == "learned"
+
+    @property
+    def follows(self) -> bool:
+        """Whether the scale follows what a batch shows: it never does."""
+        return False
 
     def build(self, x_shape: Any, bounds_shape: Any = None) -> None:
         super().build(x_shape)
-
-    def call(self, x: Any, bounds: Any) -> tuple[Any, Any]:
         kernel, axes = self._kernel()
-        rounded, scale = _round_kernel(kernel.value, axes)
+        shape = tuple(n if axis in axes else 1 for axis, n in enumerate(kernel.shape))
+        if self.clip == "learned":
+            self.limit = learned_weight(self, shape, "limit", self.stop)
+        elif self.clip == "fixed":
+            self.limit = self.add_weight(
+                shape=shape, initializer="ones", trainable=False, name="limit"
+            )
+
+    def start(self, ranges: Any) -> None:
+        """Sets `limit` to the range that the method finds in the kernel."""
+        kernel, axes = self._kernel()
+        value = keras.ops.convert_to_numpy(kernel)
+        codes = Codes(self.bits)
+        limit = (fit(value, axes, ranges=ranges, codes=codes).scale * codes.highest).astype(
+            "float32"
+        )
+        limit = limit.reshape(self.limit.shape)
+        # A channel of zeros takes the step of another: its codes are 0 whatever it is.
+        self.limit.assign(np.where(limit > 0, limit, limit.max() or 1.0))
+        if self.clip == "learned":
+            self.limit_held.assign(self.limit)
+
+    def call(self, x: Any, bounds: Any = None) -> tuple[Any, Any]:
+        kernel, _ = self._kernel()
+        rounded, scale = self._rounded()
         mapping = {id(v): (v, v.value) for v in self.layer.variables}
         mapping[id(kernel)] = (kernel, rounded)
         channels = self._channels()
         scale = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
         bias = getattr(self.layer, "bias", None)
-        if bias is not None:
+        if bias is not None and bounds is not None:
             mapping[id(bias)] = (bias, _round_bias(bias.value, scale, step(bounds[0], bounds[1])))
         with keras.StatelessScope(list(mapping.values()), collect_losses=True) as scope:
             given = {key: scope.get_current_value(v) for key, (v, _) in mapping.items()}
@@ -72,26 +133,57 @@ class QuantizedLayer(keras.layers.Wrapper):
                 variable.assign(value)
         for loss in scope.losses:
             self.add_loss(loss)
+        if bounds is None:
+            return outputs, tf.zeros([channels])
         # PReLU multiplies but sums nothing up: no steps.
         is_sum = bool(_place(self.layer)[1])
         return outputs, tf.cast(step(bounds[0], bounds[1]), tf.float32) * scale * float(is_sum)
 
-    def compute_output_spec(self, x: Any, bounds: Any) -> tuple[Any, Any]:
+    def compute_output_spec(self, x: Any, bounds: Any = None) -> tuple[Any, Any]:
         sums = keras.KerasTensor((self._channels(),), "float32")
         return self.layer.compute_output_spec(x), sums
 
+    def quantization(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Returns the kernel's codes, int8 of its shape, their scale, which broadcasts, the bits.
+
+        Two or three values are codes of 2 bits; a channel of zeros has scale 0 and codes 0.
+        """
+        rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
+        codes = np.divide(rounded, scale, out=np.zeros(rounded.shape), where=scale > 0)
+        return np.rint(codes).astype(np.int8), scale, 2 if self.kernel_values else self.bits
+
     def exported(self) -> keras.layers.Layer:
-        """Returns the plain layer with its kernel on the grid: the converter finds the scales."""
-        kernel, axes = self._kernel()
+        """Returns the plain layer with its kernel on the grid."""
         plain = built_copy(self.layer)
-        value = keras.ops.convert_to_numpy(kernel)
-        getattr(plain, _place(plain)[0]).assign(snap(value, axes))
+        rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
+        getattr(plain, _place(plain)[0]).assign(rounded)
         if self.per_channel or not _place(plain)[1]:
             return plain
-        return _PerTensor(plain, float(abs(value).max()))
+        return _PerTensor(plain, 127.0 * float(scale.max()))
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"per_channel": self.per_channel}
+        return super().get_config() | {
+            "per_channel": self.per_channel,
+            "bits": self.bits,
+            "weights": self.kernel_values,
+            "clip": self.clip,
+        }
+
+    def _rounded(self) -> tuple[Any, Any]:
+        """Returns the kernel as the file will hold it, and its scale(s), broadcastable."""
+        variable, axes = self._kernel()
+        kernel = tf.convert_to_tensor(variable.value)
+        reduced = [axis for axis in range(len(kernel.shape)) if axis not in axes]
+        highest = float(Codes(self.bits).highest)
+        if self.kernel_values is not None:
+            return _few_values(kernel, reduced, self.kernel_values)
+        if self.clip is None:
+            scale = tf.reduce_max(tf.abs(kernel), reduced, keepdims=True) / highest
+            return _round_straight_through(kernel, scale), tf.stop_gradient(scale)
+        limit = tf.convert_to_tensor(self.limit)
+        # Where the limit is not trainable its gradient goes nowhere.
+        rounded = learn_kernel_step(kernel, limit, tf.constant(highest))
+        return rounded, tf.stop_gradient(limit / highest)
 
     def _kernel(self) -> tuple[keras.Variable, tuple[int, ...]]:
         name, axes = _place(self.layer)
@@ -174,11 +266,26 @@ def built_copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     return copy
 
 
-def _round_kernel(kernel: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-    """Returns the kernel on its symmetric grid of 255 values, and the scale(s), broadcastable."""
-    reduced = [axis for axis in range(len(kernel.shape)) if axis not in axes]
-    scale = tf.reduce_max(tf.abs(kernel), reduced, keepdims=True) / 127.0
-    return _round_straight_through(kernel, scale), tf.stop_gradient(scale)
+def _few_values(kernel: Any, reduced: list[int], values: str) -> tuple[Any, Any]:
+    """Returns the kernel in two or three values, and their magnitude: `quantization.binary`,
+    `quantization.ternary`; the gradient passes straight through."""
+    magnitudes = tf.cast(tf.abs(kernel), tf.float64)
+    mean = tf.reduce_mean(magnitudes, reduced, keepdims=True)
+    if values == "binary":
+        codes, alpha = tf.where(kernel >= 0.0, 1.0, -1.0), mean
+    else:
+        kept = magnitudes > 0.7 * mean
+        codes = tf.where(kept, tf.sign(kernel), 0.0)
+        count = tf.reduce_sum(tf.cast(kept, tf.float64), reduced, keepdims=True)
+        total = tf.reduce_sum(tf.where(kept, magnitudes, 0.0), reduced, keepdims=True)
+        alpha = tf.math.divide_no_nan(total, count)
+    scale = tf.stop_gradient(tf.cast(alpha, tf.float32))
+    return _straight_through(kernel, codes * scale), scale
+
+
+@tf.custom_gradient
+def _straight_through(kernel: Any, rounded: Any) -> Any:
+    return rounded, lambda upstream: (upstream, None)
 
 
 @tf.custom_gradient
