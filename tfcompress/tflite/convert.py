@@ -122,7 +122,9 @@ def _holds_codes(model: keras.Model) -> bool:
     layers = model._flatten_layers()
     learned = [layer for layer in layers if markers.is_learned(layer)]
     ranged = any(markers.is_range(layer) for layer in model._flatten_layers())
-    return any(not x.found_by_converter for x in learned) or (bool(learned) and not ranged)
+    return any(not getattr(x, "found_by_converter", True) for x in learned) or (
+        bool(learned) and not ranged
+    )
 
 
 def _check_learned_bits(model: keras.Model) -> None:

@@ -218,7 +218,8 @@ class Insertion:
         return len(grids) > 1 and len(sources) == 1 and None not in sources
 
     def _passed_on(self, x: Any, y: Any) -> Any:
-        for known in (self._grids, self._sums, self._bits, self._owners):
+        mappings: list[dict[int, Any]] = [self._grids, self._sums, self._bits, self._owners]
+        for known in mappings:
             if id(x) in known:
                 known[id(y)] = known[id(x)]
         for group in (self._open, self._nonnegative):
