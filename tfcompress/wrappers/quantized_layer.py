@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress import graph
-from tfcompress.quantization import Codes, fit
+from tfcompress.quantization import Codes, fit, snap
 from tfcompress.wrappers.fake_quantize import step
 from tfcompress.wrappers.learned import Stop, learn_kernel_step, learned_weight
 
@@ -156,10 +156,15 @@ class QuantizedLayer(keras.layers.Wrapper):
         """Returns the plain layer with its kernel on the grid."""
         plain = built_copy(self.layer)
         rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
+        variable, axes = self._kernel()
+        kernel = keras.ops.convert_to_numpy(variable)
+        largest = 127.0 * float(scale.max())
+        if self.found_by_converter:  # in float64, so that max|w| stays to the last bit
+            rounded, largest = snap(kernel, axes), float(abs(kernel).max())
         getattr(plain, _place(plain)[0]).assign(rounded)
         if self.per_channel or not _place(plain)[1]:
             return plain
-        return _PerTensor(plain, 127.0 * float(scale.max()))
+        return _PerTensor(plain, largest)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
