@@ -118,8 +118,7 @@ class FakeQuantize(keras.layers.Layer):
         grid = self._grid_at(*self._range())
         y = x
         if self.observer is not None:
-            self.observer(x)
-            grid = self._grid_at(*self._extremes(x))
+            grid = self._grid_at(*self.observer(x, *self._extremes(x)))
         elif self.bounds is not None:
             y = x if training and self.only_inference else grid.round(x)
         elif training and self.trainable:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfcompress import graph, projection
 from tfcompress.data.samples import to_arrays
@@ -216,12 +217,16 @@ class _Observer:
         self.quantizer = quantizer
         self._method = RANGES.create(method)
         self._state: Any = None
+        self._low, self._high = 0.0, 0.0
 
-    def __call__(self, x: Any) -> None:
+    def __call__(self, x: Any, low: Any, high: Any) -> tuple[Any, Any]:
+        """Returns the extremes so far, in whose steps the biases below are rounded meanwhile."""
+        self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
         try:
             self._state = self._method.observe(x.numpy().reshape(1, -1), self._state)
         except InputError as error:
             raise InputError(f"Range of '{self.quantizer.name}': {error}") from None
+        return tf.constant(self._low, tf.float32), tf.constant(self._high, tf.float32)
 
     def start(self) -> bool:
         """Sets the range; returns False for a tensor that was 0 all the time."""
