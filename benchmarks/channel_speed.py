@@ -9,6 +9,9 @@ the deflated file to be as small as the pruned one. A network's six files are ti
 turn, in the interpreter with XNNPACK and one thread. MACs are read from the files. Speed-ups are
 ratios of times taken in the same round, with the spread of 80 % of the rounds.
 
+`--per latency` takes first the channels that cost most time for their score, as measured in files
+of the same kind.
+
 A server's processor may have AMX. XNNPACK's int8 kernels for it work on tiles of 64 input and 16
 output channels: narrower layers gain nothing there. `--no-amx` (Linux) keeps XNNPACK from them, so
 that the figures are those of processors without.
@@ -56,11 +59,17 @@ def measure(network, options):
     model = build(network, options.model)
     samples = np.random.default_rng(0).uniform(0, 255, (32, *model.input_shape[1:]))
     samples = samples.astype(np.float32) * (1 if network == "resnet8" else 1 / 255)
-    pruned = tfc.prune_channels(
-        model, keep_macs=1 / RATIO, score=options.score, round_to=options.round_to
-    )
     files = {}
     for scheme in SCHEMES:
+        pruned = tfc.prune_channels(
+            model,
+            keep_macs=1 / RATIO,
+            score=options.score,
+            per=options.per,
+            round_to=options.round_to,
+            scheme=scheme,
+            samples=samples,
+        )
         files[scheme, "whole"] = tfc.convert(model, scheme=scheme, samples=samples)
         files[scheme, "channels"] = tfc.convert(pruned, scheme=scheme, samples=samples)
         size = tfc.audit(files[scheme, "channels"]).deflated_bytes
@@ -175,6 +184,7 @@ def _parse(arguments):
     parser.add_argument("--model", default=shared / "models" / "mlperf_tiny_resnet8.h5")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--score", default="magnitude")
+    parser.add_argument("--per", choices=("macs", "parameters", "latency"))
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--no-amx", action="store_true")

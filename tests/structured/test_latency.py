@@ -75,6 +75,26 @@ def test_the_table_estimates_models_that_were_never_timed(groups):
     assert table.estimate({}) == pytest.approx(sum(whole), rel=1e-6)
 
 
+def test_kernels_of_equal_work_are_told_apart_by_their_weights():
+    inputs = keras.Input((8, 8, 4))
+    x = L.Conv2D(4, 3, padding="same", name="early")(inputs)  # 8 * 8 positions of 9 * 4 * 4
+    x = L.Conv2D(8, 1, strides=2, name="between")(x)
+    x = L.Conv2D(8, 3, padding="same", name="late")(x)  # 4 * 4 positions of 9 * 8 * 8
+    model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
+
+    def slow_where_channels_are_few(files):
+        parsed = [fb.parse(file).subgraphs[0] for file in files]
+        early = [next(i for i, o in enumerate(g.operators) if len(o.inputs) == 3) for g in parsed]
+        return [
+            [5.0 if number == first else 1.0 for number in range(len(g.operators))]
+            for g, first in zip(parsed, early, strict=True)
+        ]
+
+    table = latency_table(channel_groups(model), times=slow_where_channels_are_few)
+    ms = [float(curve[1][-1]) for curve in table.curves if curve is not None]
+    assert ms == [5.0, 1.0, 1.0, 1.0]
+
+
 def test_channels_between_wide_layers_save_most(groups):
     saved = latency_table(groups, times=operator_times).saved_per_channel()
     assert saved.keys() == {group.name for group in groups}

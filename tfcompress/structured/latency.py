@@ -31,6 +31,8 @@ from tfcompress.tflite.macs import macs
 Ratios = Callable[[Sequence[bytes]], Sequence[float]]  # files -> their times / the first one's
 Times = Callable[[Sequence[bytes]], Sequence[Sequence[float]]]  # files -> ms of each operator
 
+_Kind = tuple[tuple[int, ...], int]  # multiply-accumulates at each width, weights in the widest
+
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 _TABLE_ROUNDS = 10
 
@@ -112,14 +114,17 @@ def latency_table(
     files = [convert(keep_channels(groups, chosen), scheme, samples) for chosen in kept]
     measured = (times or _operator_times(threads))(files)
     stays = [groups.stays(chosen) for chosen in kept]
-    by_kernel = list(zip(*(costs.kernel_macs(groups, s) for s in stays), strict=True))
-    curves = _kernel_times(files, measured, collections.Counter(by_kernel))
+    work = list(zip(*(costs.kernel_macs(groups, s) for s in stays), strict=True))
+    positions = [number for _, number in groups.trace.kernels]
+    # By its multiply-accumulates at each width and by its weights a kernel is told from others.
+    kinds = [(macs, macs[-1] // n) for macs, n in zip(work, positions, strict=True)]
+    times_of = _kernel_times(files, measured, collections.Counter(kinds))
     rest = np.array([sum(ms) for ms in measured])
-    for work in by_kernel:
-        rest = rest - curves.get(work, 0.0)
+    for kind in kinds:
+        rest = rest - times_of.get(kind, 0.0)
     return LatencyTable(
         groups,
-        tuple(_curve(work, curves[work]) if work in curves else None for work in by_kernel),
+        tuple(_curve(kind[0], times_of[kind]) if kind in times_of else None for kind in kinds),
         _curve([costs.macs(groups, s) for s in stays], np.maximum(rest, 0.0)),
     )
 
@@ -127,22 +132,23 @@ def latency_table(
 def _kernel_times(
     files: Sequence[bytes],
     measured: Sequence[Sequence[float]],
-    kernels: Mapping[tuple[int, ...], int],
-) -> dict[tuple[int, ...], np.ndarray]:
-    """Returns by the work at each width the ms at each width, for one use of a kernel.
+    kernels: Mapping[_Kind, int],
+) -> dict[_Kind, np.ndarray]:
+    """Returns by kind of kernel the ms at each width, for one use of a kernel.
 
-    Operators and kernels with the same work at every width are of one shape, and take one time.
+    Operators and kernels of the same work at every width and as many weights in the widest model
+    are taken for one kind, whose operators take one time, their mean.
     """
     operators = [_operators(file) for file in files]
-    if len({tuple(name for name, _ in found) for found in operators}) > 1:
+    if len({tuple(name for name, *_ in found) for found in operators}) > 1:
         return {}  # the converter wrote the models differently: only their sums compare
-    by_work: dict[tuple[int, ...], list[Sequence[float]]] = collections.defaultdict(list)
+    by_kind: dict[_Kind, list[Sequence[float]]] = collections.defaultdict(list)
     for parts, ms in zip(zip(*operators, strict=True), zip(*measured, strict=True), strict=True):
-        work = tuple(macs_of_operator for _, macs_of_operator in parts)
+        work = tuple(macs_of_operator for _, macs_of_operator, _ in parts)
         if any(work):
-            by_work[work].append(ms)
+            by_kind[work, parts[-1][2]].append(ms)
     return {
-        work: np.mean(ms, axis=0) for work, ms in by_work.items() if kernels.get(work) == len(ms)
+        kind: np.mean(ms, axis=0) for kind, ms in by_kind.items() if kernels.get(kind) == len(ms)
     }
 
 
@@ -288,10 +294,19 @@ def _operator_times(threads: int) -> Times:
     return measure
 
 
-def _operators(file: bytes) -> list[tuple[str, int]]:
+def _operators(file: bytes) -> list[tuple[str, int, int]]:
+    """Returns name, multiply-accumulates and number of weights of each operator."""
     model = fb.parse(file)
     graph = model.subgraphs[0]
-    return [(fb.operator_name(model, o), macs(model, graph, o)) for o in graph.operators]
+    return [
+        (fb.operator_name(model, o), macs(model, graph, o), _weights(graph, o))
+        for o in graph.operators
+    ]
+
+
+def _weights(graph: Any, operator: Any) -> int:
+    inputs = operator.inputs
+    return math.prod(graph.tensors[inputs[1]].shape) if len(inputs) > 1 else 0
 
 
 def _curve(work: Sequence[int], ms: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
