@@ -243,15 +243,6 @@ class _Observer:
         return low < high
 
 
-def _by_name(origins: Mapping[str, Any], settings: Mapping[int, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the rules by name of the flat model's layers; one with layers inside takes theirs."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, layer in origins.items():
-        for inner in layer._flatten_layers():
-            found.setdefault(name, {}).update(settings.get(id(inner), {}))
-    return {name: rule for name, rule in found.items() if rule}
-
-
 def _by_name(origins: Mapping[str, Any], settings: Mapping[int, Any]) -> dict[str, Any]:
     """Returns settings by name of the flat model's layers; one with layers inside takes theirs."""
     found: dict[str, Any] = {}
