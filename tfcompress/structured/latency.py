@@ -306,7 +306,7 @@ def _operators(file: bytes) -> list[tuple[str, int, int]]:
 
 def _weights(graph: Any, operator: Any) -> int:
     inputs = operator.inputs
-    return math.prod(graph.tensors[inputs[1]].shape) if len(inputs) > 1 else 0
+    return math.prod(fb.shape(graph.tensors[inputs[1]])) if len(inputs) > 1 else 0
 
 
 def _curve(work: Sequence[int], ms: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
