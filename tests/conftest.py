@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,17 @@ import pytest
 # The first call of a compiled function takes long, and the machine may be busy.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """Takes what is there already out of the garbage collections that follow.
+
+    Keras collects garbage whenever a session is cleared, which is before every test; among
+    TensorFlow's objects that takes more time than most tests do.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from tfcompress.wrappers.canonical import canonical
 from tfcompress.wrappers.functions import FUNCTIONS
 
 layers = keras.layers
-SEQUENCE, IMAGE = (6, 8), (8, 8, 4)
+SEQUENCE, SHORT, IMAGE = (6, 8), (3, 8), (8, 8, 4)
 
 
 def transformer(x):
@@ -62,7 +62,7 @@ def smooth(x):
 # twice in the file, which may move a code by one.
 NETWORKS = {
     transformer: (SEQUENCE, 0.98),
-    recurrent: (SEQUENCE, 0.9),
+    recurrent: (SHORT, 0.9),
     convnext: (IMAGE, 0.98),
     mobile: (IMAGE, 0.75),
     smooth: (SEQUENCE, 0.75),
@@ -115,8 +115,8 @@ def test_nested_shared_embedded_with_two_inputs_and_outputs(tmp_path):
 
 
 def test_an_unrolled_network_trains_and_its_weights_are_few():
-    x, y = data(96, SEQUENCE)
-    model = functional(lambda x: layers.Dense(8)(layers.LSTM(4)(x)), SEQUENCE)
+    x, y = data(64, SHORT)
+    model = functional(lambda x: layers.Dense(8)(layers.LSTM(4)(x)), SHORT)
     quantized = tfc.quantize_aware(model, samples=x)
     kernels = [w for w in quantized.trainable_weights if w.name == "kernel"]
     assert sorted(tuple(w.shape) for w in kernels) == [(4, 8), (4, 16), (8, 16)]
@@ -134,14 +134,14 @@ EXACT = {
         SEQUENCE,
         lambda x: layers.EinsumDense("abc,bd->acd", output_shape=(8, 3), activation="tanh")(x),
     ),
-    "gru, reset before": (SEQUENCE, lambda x: layers.GRU(3, reset_after=False)(x)),
+    "gru, reset before": (SHORT, lambda x: layers.GRU(3, reset_after=False)(x)),
     "stacked cells": (
-        SEQUENCE,
+        SHORT,
         lambda x: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], return_sequences=True)(x),
     ),
-    "backwards": (SEQUENCE, lambda x: layers.LSTM(3, go_backwards=True, return_sequences=True)(x)),
+    "backwards": (SHORT, lambda x: layers.LSTM(3, go_backwards=True, return_sequences=True)(x)),
     "both directions": (
-        SEQUENCE,
+        SHORT,
         lambda x: layers.Bidirectional(layers.GRU(3, return_sequences=True))(x),
     ),
     "crossed attention": (
