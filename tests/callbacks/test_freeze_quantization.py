@@ -94,7 +94,7 @@ def test_a_resumed_fit_stops_at_the_same_step(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tfc.FreezeQuantization(), "needs observers_step or learned_step"),
+        (lambda: tfc.FreezeQuantization(), "needs observers_step, learned_step or"),
         (lambda: tfc.FreezeQuantization(-1), "at least 0. Received: observers_step=-1"),
         (lambda: fit(model(learn="lsq"), [tfc.FreezeQuantization(5)]), "whose ranges follow"),
     ],
@@ -102,3 +102,21 @@ def test_a_resumed_fit_stops_at_the_same_step(tmp_path):
 def test_bad_input_is_one_clear_line(make, message):
     with pytest.raises(tfc.InputError, match=message):
         make()
+
+
+def test_statistics_of_a_batch_norm_that_stayed_float_stop():
+    x = keras.Input((8,))
+    steps = layers.BatchNormalization(axis=1)(layers.Reshape((2, 4))(x))  # not over channels
+    plain = keras.Model(x, layers.Dense(2)(layers.Flatten()(steps)))
+    quantized = tfc.quantize_aware(plain, samples=data()[0])
+    (norm,) = [x for x in quantized._flatten_layers() if isinstance(x, layers.BatchNormalization)]
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(np.array(norm.moving_mean))
+    )
+    fit(quantized, [tfc.FreezeQuantization(statistics_step=3), record])
+    assert not np.array_equal(seen[1], seen[2])
+    np.testing.assert_array_equal(seen[-1], seen[2])
+    assert norm.trainable
+    with pytest.raises(tfc.InputError, match="a BatchNorm that was left in float"):
+        fit(model(), [tfc.FreezeQuantization(statistics_step=3)])

@@ -23,6 +23,9 @@ class FreezeQuantization(keras.callbacks.Callback):
             least 0; None: always. Ranges that have no start yet need at least 1.
         learned_step: learned step sizes and clipping bounds move in the steps before this one; at
             least 0; None: always.
+        statistics_step: BatchNorms that were left in float follow the batches before this step, and
+            from the next call of the training step (of `steps_per_execution` steps) on use their
+            moving statistics and are not trained; at least 0; None: always.
 
     Raises:
         InputError: no step given, a negative one, a model with nothing to stop, or with ranges that
@@ -33,26 +36,38 @@ class FreezeQuantization(keras.callbacks.Callback):
         model.fit(x_train, y_train, epochs=3, callbacks=[tfc.FreezeQuantization(800)])
     """
 
-    def __init__(self, observers_step: int | None = None, learned_step: int | None = None):
+    def __init__(
+        self,
+        observers_step: int | None = None,
+        learned_step: int | None = None,
+        statistics_step: int | None = None,
+    ):
         super().__init__()
-        for name, step in (("observers_step", observers_step), ("learned_step", learned_step)):
+        steps = {
+            "observers_step": observers_step,
+            "learned_step": learned_step,
+            "statistics_step": statistics_step,
+        }
+        for name, step in steps.items():
             whole = isinstance(step, numbers.Integral) and not isinstance(step, bool)
             rule = "must be a whole number, at least 0"
             owner = f"{name} of FreezeQuantization"
             require(step is None or (whole and step >= 0), owner, rule, **{name: step})
-        rule = "needs observers_step or learned_step"
-        require(observers_step is not None or learned_step is not None, "FreezeQuantization", rule)
+        rule = "needs observers_step, learned_step or statistics_step"
+        require(any(step is not None for step in steps.values()), "FreezeQuantization", rule)
         self.observers_step = observers_step
         self.learned_step = learned_step
+        self.statistics_step = statistics_step
         self._met: keras.Model | None = None
         self._first = 0
+        self._norms: list[Any] = []
 
     def set_model(self, model):
         super().set_model(model)
         # A loop that calls `fit` epoch by epoch with one callback goes on with one count.
         if model is not self._met:
             self._met = model
-            self._first = int(keras.ops.convert_to_numpy(model.optimizer.iterations.value))
+            self._first = self._iterations()
 
     def select(self) -> list[tuple[Any, int]]:
         """Returns the layers to stop and the step at which each stops; checks the arguments."""
@@ -63,8 +78,14 @@ class FreezeQuantization(keras.callbacks.Callback):
             if step is not None and (layer.learns or layer.follows):
                 found.append((layer, step))
         rule = "needs a model of quantize_aware whose ranges follow or whose steps are learned"
-        require(found, "FreezeQuantization", rule, observers_step=self.observers_step,
+        wanted = self.observers_step is not None or self.learned_step is not None
+        require(found or not wanted, "FreezeQuantization", rule, observers_step=self.observers_step,
                 learned_step=self.learned_step)  # fmt: skip
+        rule = "needs a model with a BatchNorm that was left in float and is trained"
+        require(
+            self.statistics_step is None or self._free_norms(), "statistics_step", rule,
+            statistics_step=self.statistics_step,
+        )  # fmt: skip
         return found
 
     def on_train_begin(self, logs=None):
@@ -78,7 +99,26 @@ class FreezeQuantization(keras.callbacks.Callback):
             layer.stop.at(self.model.optimizer.iterations, self._first + step)
         projection.forget_compiled_step(self.model)
 
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.statistics_step is None or self._norms:
+            return
+        if self._iterations() - self._first >= self.statistics_step:
+            self._norms = self._free_norms()
+            for norm in self._norms:
+                norm.trainable = False
+            projection.forget_compiled_step(self.model)
+
     def on_train_end(self, logs=None):
+        for norm in self._norms:
+            norm.trainable = True
+        self._norms = []
         for layer, _ in self.select():
             layer.stop.never()
         projection.forget_compiled_step(self.model)
+
+    def _free_norms(self) -> list[Any]:
+        norm = keras.layers.BatchNormalization
+        return [x for x in self.model._flatten_layers() if isinstance(x, norm) and x.trainable]
+
+    def _iterations(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations.value))
