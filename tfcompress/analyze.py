@@ -60,8 +60,6 @@ def quantization(options: flags.FlagValues, files: list[str]) -> commands.Outcom
         )
     if options.data is None:
         raise InputError("analyze quantization needs --data, the images to run on. Received: none")
-    if options.standardize not in data.STANDARDIZATIONS:
-        raise unknown("standardisation", options.standardize, data.STANDARDIZATIONS)
     source = data.load(options.data, standardize=options.standardize)
     model = models.load(
         files[0], unsafe=options.unsafe, data_shape=source.shape, classes=source.classes

@@ -95,12 +95,7 @@ class ClusterOnSchedule(KernelCallback):
             "must be an integer of at least 0",
             begin_step=begin_step,
         )
-        require(
-            update_every is None or (isinstance(update_every, int) and update_every >= 1),
-            "update_every of ClusterOnSchedule",
-            "must be None or an integer of at least 1",
-            update_every=update_every,
-        )
+        self._check_update_every(update_every)
         if gradients not in GRADIENTS:
             raise unknown(f"gradients of {_OWNER}", gradients, GRADIENTS)
         if grid is not None:

@@ -132,6 +132,14 @@ class KernelCallback(keras.callbacks.Callback):
         require(targets, type(self).__name__, NO_KERNELS)
         return targets, chosen
 
+    def _check_update_every(self, update_every: int | None) -> None:
+        require(
+            update_every is None or (isinstance(update_every, int) and update_every >= 1),
+            f"update_every of {type(self).__name__}",
+            "must be None or an integer of at least 1",
+            update_every=update_every,
+        )
+
     def _install(self) -> None:
         self._previous_step = None
         self.targets = self.select()

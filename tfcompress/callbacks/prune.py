@@ -94,12 +94,7 @@ class PruneOnSchedule(KernelCallback):
         self.pattern = CHANNEL if by_channel else pruning.PATTERNS.create(pattern)
         if scope not in SCOPES:
             raise unknown("scope", scope, SCOPES)
-        require(
-            update_every is None or (isinstance(update_every, int) and update_every >= 1),
-            "update_every of PruneOnSchedule",
-            "must be None or an integer of at least 1",
-            update_every=update_every,
-        )
+        self._check_update_every(update_every)
         self.scope = scope
         self.rules = tuple(rules)
         self.update_every = update_every

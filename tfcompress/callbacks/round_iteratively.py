@@ -95,12 +95,7 @@ class RoundIteratively(KernelCallback):
             "must rise within (0, 1] and end with 1",
             shares=shares,
         )
-        require(
-            update_every is None or (isinstance(update_every, int) and update_every >= 1),
-            "update_every of RoundIteratively",
-            "must be None or an integer of at least 1",
-            update_every=update_every,
-        )
+        self._check_update_every(update_every)
         self.bits, self.granularity, self.order = bits, granularity, order
         _checked({"bits": bits, "granularity": granularity, "order": order})
         self.shares = shares

@@ -184,7 +184,9 @@ class QuantizedLayer(keras.layers.Wrapper):
             return _few_values(kernel, reduced, self.kernel_values)
         if self.clip is None:
             scale = tf.reduce_max(tf.abs(kernel), reduced, keepdims=True) / highest
-            return _round_straight_through(kernel, scale), tf.stop_gradient(scale)
+            # A channel of zeros has scale 0.
+            rounded = tf.round(tf.math.divide_no_nan(kernel, scale)) * scale
+            return _straight_through(kernel, rounded), tf.stop_gradient(scale)
         limit = tf.convert_to_tensor(self.limit)
         # Where the limit is not trainable its gradient goes nowhere.
         rounded = learn_kernel_step(kernel, limit, tf.constant(highest))
@@ -291,13 +293,6 @@ def _few_values(kernel: Any, reduced: list[int], values: str) -> tuple[Any, Any]
 @tf.custom_gradient
 def _straight_through(kernel: Any, rounded: Any) -> Any:
     return rounded, lambda upstream: (upstream, None)
-
-
-@tf.custom_gradient
-def _round_straight_through(kernel: Any, scale: Any) -> Any:
-    # A channel of zeros has scale 0.
-    y = tf.round(tf.math.divide_no_nan(kernel, scale)) * scale
-    return y, lambda upstream: (upstream, None)
 
 
 @tf.custom_gradient
