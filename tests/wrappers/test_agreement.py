@@ -6,7 +6,7 @@ import pytest
 
 import tfcompress as tfc
 from tests.wrappers.conftest import data, functional
-from tfcompress import tflite
+from tfcompress import graph, tflite
 from tfcompress.tflite.interpreter import start
 
 layers = keras.layers
@@ -142,5 +142,35 @@ def test_granularity_is_that_of_the_file(rules, scales):
         if detail["dtype"] == np.int8 and detail["shape"][0] in (3, 5)
     }
     assert kernels == {4: scales["conv"], 2: scales["dense"]}
+    difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
+    assert difference.max() < 0.01 * step(content)
+
+
+@pytest.mark.parametrize("low", [-1.28, -1.0], ids=["xnnpack", "built in"])
+def test_products_of_tensors_are_rounded_by_the_kernel_that_gets_them(low):
+    def build(x):
+        y = layers.Dense(8, name="second")(x)
+        return keras.ops.matmul(layers.Dense(8)(x), keras.ops.transpose(y, (0, 2, 1)))
+
+    x, _ = data(shape=(16, 8))
+    quantized = tfc.quantize_aware(functional(build, (16, 8)), samples=x)
+    quantized.get_layer("second_range").start(low, low + 2.55)
+    content = tflite.convert(quantized)
+    difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
+    assert difference.max() < 0.01 * step(content)
+
+
+@pytest.mark.parametrize("code", range(2, 60, 4))
+def test_inverse_roots_are_those_of_the_kernel(code):
+    """The output's range ends at the root of a code, so that other roots are ties."""
+    inputs = keras.Input((256,))
+    quantized = tfc.quantize_aware(
+        keras.Model(inputs, keras.ops.rsqrt(inputs)), samples=np.ones((8, 256), np.float32)
+    )
+    first, last = (n.operation for n in graph.nodes(quantized) if hasattr(n.operation, "start"))
+    first.start(0.0, 2.55)
+    last.start(0.0, (0.01 * code) ** -0.5)
+    x = np.arange(256, dtype=np.float32)[None] / 100
+    content = tflite.convert(quantized)
     difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
     assert difference.max() < 0.01 * step(content)

@@ -47,8 +47,8 @@ class FakeQuantize(keras.layers.Layer):
         penalty: of "pact": `penalty * width**2` is added to the loss.
 
     Call arguments: the tensor; and, of a tensor that comes from a layer with a kernel, the steps of
-    its integer sums, (channels,), or of a product of two tensors both ranges: at inference they are
-    rounded as the integer kernel rounds them.
+    its integer sums, (channels,), or of a product of two tensors both ranges, or of an inverse root
+    its input's: at inference they are rounded as the integer kernel rounds them.
 
     (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 3.1; Esser et al. 2020, "Learned step size
@@ -233,8 +233,11 @@ class _Grid:
             return _round_to_codes(x, self.step, *self.codes)
         if sums is None:
             return _round_to_grid(x, *self.bounds)
-        products = isinstance(sums, list | tuple)
-        return (_round_products if products else _round_sums)(x, *self.bounds, sums)
+        if not isinstance(sums, list | tuple):
+            return _round_sums(x, *self.bounds, sums)
+        if len(sums) == 1:
+            return _round_roots(x, *self.bounds, *sums)
+        return _round_products(x, *self.bounds, sums)
 
 
 def _levels(bits: int) -> int:
@@ -315,11 +318,29 @@ def _round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
 
 
 def _round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
-    """Rounds sums of products of two tensors as TFLite's own kernel does: twice."""
+    """Rounds sums of products of two tensors as the kernel does that gets them.
+
+    XNNPACK takes only those whose second tensor has its zero at code 0.
+    """
+    (first, _), (second, zero) = (_grid(*tf.unstack(bounds)) for bounds in ranges)
+    steps = first * second
+    twice = _round_twice(x, low, high, steps, steps / _grid(low, high)[0])
+    return tf.where(zero == 0.0, _round_sums(x, low, high, steps), twice)
+
+
+def _round_roots(x: Any, low: Any, high: Any, bounds: Any) -> Any:
+    """Rounds inverse roots of a range's codes, which TFLite's kernel has with 20 binary places."""
+    root = tf.sqrt(_grid(*tf.unstack(bounds))[0])
+    return _round_twice(x, low, high, 2.0**-20 / root, 2.0**-20 / (root * _grid(low, high)[0]))
+
+
+def _round_twice(x: Any, low: Any, high: Any, steps: Any, factor: Any) -> Any:
+    """Rounds as TFLite's own kernels do: to more binary places, then to a code.
+
+    steps: of the kernel's integers. factor: a step in steps of the output.
+    """
     scale, zero_point = _grid(low, high)
-    first, second = (tf.cast(step(bounds[0], bounds[1]), tf.float32) for bounds in ranges)
-    steps = tf.cast(first * second, tf.float64)
-    factor = steps / tf.cast(scale, tf.float64)
+    steps, factor = tf.cast(steps, tf.float64), tf.cast(factor, tf.float64)
     exponent = tf.floor(tf.math.log(factor) / math.log(2.0)) + 1.0
     integers = tf.round(tf.cast(x, tf.float64) / steps) * 2.0 ** tf.maximum(exponent, 0.0)
     wide = tf.floor(integers * tf.round(factor * 2.0 ** (31.0 - exponent)) / 2.0**31 + 0.5)

@@ -48,7 +48,7 @@ class Insertion:
         self._owners: dict[int, Settings] = {}  # id of an open tensor -> whose rounding it awaits
         self._rounded: dict[int, Any] = {}  # id of a tensor -> the tensor rounded
         self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
-        self._sums: dict[int, Any] = {}  # id of a tensor -> the steps of its integer sums
+        self._sums: dict[int, Any] = {}  # id of a tensor -> what its integers are made of
         self._open: set[int] = set()
         self._nonnegative: set[int] = set()
         self._wrappers: dict[int, Any] = {}
@@ -79,6 +79,7 @@ class Insertion:
         elif how is Way.ROOT:
             name = self._names.unique(f"{node.operation.name}_root")
             y = InverseRoot(name=name)(args[0], self._grids[id(args[0])])
+            self._sums[id(y)] = [self._grids[id(args[0])]]
         else:
             y = copy(*args, **kwargs)
         if how is Way.PRODUCT:
