@@ -31,7 +31,7 @@ from tfcompress.errors import InputError
 from tfcompress.packing import pack, unpack
 from tfcompress.pipeline import run_recipe
 from tfcompress.projection import preserve
-from tfcompress.report import compare_clusterings, quantization_report
+from tfcompress.report import compare_clusterings, quantization_report, weights_report
 from tfcompress.search import mixed_precision
 from tfcompress.structured import (
     channel_groups,
@@ -117,4 +117,5 @@ __all__ = [
     "structured",
     "trim",
     "unpack",
+    "weights_report",
 ]

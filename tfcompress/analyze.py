@@ -1,10 +1,17 @@
-"""python -m tfcompress.analyze quantization MODEL FILE [flags]: which layer is to blame.
+"""python -m tfcompress.analyze weights|quantization MODEL ... [flags]: what is in a model.
 
-quantization: runs a quantized .tflite file beside the Keras model that it was made of, and tells
-for each layer how far its output is off: by itself, and with all before it. The worst layer comes
-first. MODEL is what export takes; FILE may be of any scheme, and needs no names.
+weights MODEL: tells for each kernel how its weights are distributed, and into how many values they
+fall. MODEL is what export takes, or a .tflite file, whose integers are looked at as stored. With
+--output FOLDER the table goes into weights.csv and weights.json, and each kernel gets a picture:
+histogram, estimated density and centroids; error over the number of clusters; silhouettes.
+
+quantization MODEL FILE: runs a quantized .tflite file beside the Keras model that it was made of,
+and tells for each layer how far its output is off: by itself, and with all before it. The worst
+layer comes first. MODEL is what export takes; FILE may be of any scheme, and needs no names.
 
 Examples:
+  python -m tfcompress.analyze weights model.keras --clusters 2..64 --output weights
+  python -m tfcompress.analyze weights model.tflite
   python -m tfcompress.analyze quantization model.keras model.tflite --data npz:mnist.npz
   python -m tfcompress.analyze quantization resnet8.h5 resnet8.tflite --data images:cifar10 \\
       --standardize none --plot errors.png
@@ -13,13 +20,14 @@ Exit status: 0 done; 2 bad input, one line says which.
 """
 
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from tfcompress import commands, data, models, report
-from tfcompress.errors import InputError, unknown
+from tfcompress.errors import InputError, require, unknown
 from tfcompress.files import written_whole
 
 FLAGS = commands.flags("json", "unsafe")
@@ -39,6 +47,13 @@ flags.DEFINE_string(
     "What the model's inputs are: unit (0..1), standard (mean 0, deviation 1) or none (as stored).",
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "clusters",
+    "2..64",
+    "The numbers of clusters that are tried, FEWEST..MOST.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("output", None, "A folder for tables and pictures.", flag_values=FLAGS)
 flags.DEFINE_string("plot", None, "A picture to write: .png, .svg or .pdf.", flag_values=FLAGS)
 
 
@@ -50,6 +65,29 @@ def analyze(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome
     if word not in ANALYSES:
         raise unknown("analysis", word, ANALYSES)
     return ANALYSES[word](options, files)
+
+
+def weights(options: flags.FlagValues, files: list[str]) -> commands.Outcome:
+    """Tells what the weights of a model look like, kernel by kernel."""
+    if len(files) != 1:
+        raise InputError(f"analyze weights takes MODEL. Received: {' '.join(files) or 'none'}")
+    (file,) = files
+    parts = re.fullmatch(r"(\d+)\.\.(\d+)", options.clusters)
+    rule = "must be FEWEST..MOST, as 2..64"
+    require(parts, "--clusters of analyze weights", rule, clusters=options.clusters)
+    assert parts is not None
+    is_flatbuffer = file.endswith(".tflite")
+    model = pathlib.Path(file) if is_flatbuffer else models.load(file, unsafe=options.unsafe)
+    found = report.weights_report(
+        model,
+        (int(parts[1]), int(parts[2])),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    text = str(found)
+    if options.output:
+        paths = found.save(options.output)
+        text += f"\nWritten: {len(paths)} files in {options.output}"
+    return commands.Outcome(found.to_dict(), text)
 
 
 def quantization(options: flags.FlagValues, files: list[str]) -> commands.Outcome:
@@ -80,6 +118,7 @@ def quantization(options: flags.FlagValues, files: list[str]) -> commands.Outcom
 
 ANALYSES: dict[str, Callable[[flags.FlagValues, list[str]], commands.Outcome]] = {
     "quantization": quantization,
+    "weights": weights,
 }
 _PICTURES = ("pdf", "png", "svg")
 

@@ -31,6 +31,12 @@ def test_the_optimum_has_the_least_error_and_figures_are_those_of_the_weights(mo
     assert json.loads(json.dumps(found.to_dict()))["results"][1]["method"] == "kmeans"
     assert all(word in str(found) for word in ("linear", "kmeans", "random", "deflated"))
     assert len(found.plot().axes) == 4
+    confusion = by_name["kmeans"].confusion
+    assert (confusion.sum(axis=1) == np.bincount(y, minlength=3)).all()
+    said = np.bincount(np.asarray(small(x)).argmax(axis=1), minlength=3)
+    assert (confusion.sum(axis=0) == said).all()
+    figure = found.plot_confusion("kmeans")
+    assert figure.axes[1].get_title() == f"after: {by_name['kmeans'].accuracy:.2%} right"
 
 
 def test_bad_input_is_one_line(model):
@@ -42,3 +48,10 @@ def test_bad_input_is_one_line(model):
         tfc.compare_clusterings(model, "kmeans")
     with pytest.raises(tfc.InputError, match="one class number"):
         tfc.compare_clusterings(model, ["kmeans"], data=(np.zeros((5, 6)), np.zeros((5, 2))))
+    with pytest.raises(tfc.InputError, match=r"class numbers in \[0, 3\).*highest=3"):
+        tfc.compare_clusterings(model, ["kmeans"], data=(np.zeros((4, 6)), np.arange(4)))
+    found = tfc.compare_clusterings(model, ["kmeans"])
+    with pytest.raises(tfc.InputError, match="needs a comparison with `data`"):
+        found.plot_confusion("kmeans")
+    with pytest.raises(tfc.InputError, match="Did you mean 'kmeans'"):
+        found.plot_confusion("kmean")

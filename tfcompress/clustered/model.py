@@ -39,7 +39,8 @@ def cluster(
 
     Each kernel is cut into blocks, the blocks are clustered, and each becomes its centroid. The new
     model is not compiled; train it on with `callbacks=[tfc.Preserve()]`, or cluster while training
-    with `ClusterOnSchedule`, which takes the same words.
+    with `ClusterOnSchedule`, which takes the same words. `tfc.compare_clusterings` compares
+    methods, `tfcompress.report.cluster_plots` draws a kernel before and after.
 
     Args:
         method: a clustering method of `tfcompress.clustering.METHODS`: a name, `{name: arguments}`

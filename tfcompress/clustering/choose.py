@@ -8,7 +8,7 @@ Gaussian clusters describe the blocks in the fewest bits (Pelleg and Moore 2000)
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,22 @@ from tfcompress.errors import require
 
 AUTO = "auto"
 CRITERIA = ("knee", "silhouette", "bic")
-# All small numbers, because one cluster more matters there, then steps of a quarter or so.
-CANDIDATES = (*range(2, 17), 20, 24, 32, 40, 48, 64)
+
+
+def tried(low: int, high: int) -> tuple[int, ...]:
+    """Returns the numbers of clusters that are tried from `low` to `high`, both among them.
+
+    All small ones, because one cluster more matters there, then steps of a quarter or so.
+
+    >>> tried(14, 50)
+    (14, 15, 16, 20, 24, 32, 40, 48, 50)
+    """
+    steps = {base << power for power in range(high.bit_length()) for base in (16, 20, 24)}
+    between = {clusters for clusters in {*range(2, 16), *steps} if low < clusters < high}
+    return tuple(sorted(between | {low, high}))
+
+
+CANDIDATES = tried(2, 64)
 
 
 def check(method: Any, most: int) -> None:
@@ -81,8 +95,17 @@ def variance(points: np.ndarray, masses: np.ndarray) -> float:
 def _knee(points: np.ndarray, masses: np.ndarray, found: dict[int, np.ndarray]) -> int:
     curve = {1: sse(points, masses, np.zeros(len(points), np.int64))}
     curve |= {clusters: sse(points, masses, labels) for clusters, labels in found.items()}
+    return knee_of_errors(curve)
+
+
+def knee_of_errors(curve: Mapping[int, float]) -> int:
+    """Returns the number of clusters, more than one, where a curve of errors bends most.
+
+    `curve` goes from ascending numbers of clusters, 1 and more, to errors. Where it bends nowhere,
+    the largest number is taken.
+    """
     bend = knee(np.array(list(curve)), np.array(list(curve.values())), "decreasing")
-    return max(found) if bend is None else max(int(bend), min(found))
+    return max(curve) if bend is None else max(int(bend), min(set(curve) - {1}))
 
 
 def knee(x: np.ndarray, y: np.ndarray, direction: str) -> float | None:
@@ -102,17 +125,25 @@ def simplified_silhouette(
     labels: np.ndarray,
     centroids: np.ndarray | None = None,
 ) -> float:
-    """Returns the mean of (b - a) / max(a, b), in [-1, 1].
+    """Returns the mean of the points' `silhouettes`, in [-1, 1].
 
-    a is the distance to the own centroid, b that to the next one: of `centroids` (k, d), or of the
-    clusters' means. 0 for a single cluster.
+    The distances are those to `centroids` (k, d), or to the clusters' means.
     """
     if centroids is None:
         _, labels = np.unique(labels, return_inverse=True)
         centroids = arrays.means(points, labels, masses)
+    return float(silhouettes(points, labels, centroids) @ masses) / float(masses.sum())
+
+
+def silhouettes(points: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Returns (b - a) / max(a, b) of each point (m, d): float64 (m,), in [-1, 1].
+
+    a is the distance to the own one of `centroids` (k, d), b that to the nearest other one. 0 where
+    there is no other.
+    """
+    found = np.zeros(len(points))
     if len(centroids) == 1:
-        return 0.0
-    total = 0.0
+        return found
     step = max(1, (1 << 22) // len(centroids))
     for begin in range(0, len(points), step):
         rows, own = points[begin : begin + step], labels[begin : begin + step, None]
@@ -121,9 +152,8 @@ def simplified_silhouette(
         np.put_along_axis(distances, own, np.inf, 1)
         b = distances.min(axis=1)
         widest = np.maximum(a, b)
-        values = np.divide(b - a, widest, out=np.zeros_like(a), where=widest > 0)
-        total += float(values @ masses[begin : begin + step])
-    return total / float(masses.sum())
+        np.divide(b - a, widest, out=found[begin : begin + step], where=widest > 0)
+    return found
 
 
 def _distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from tfcompress import clustering
 from tfcompress.clustered import cluster
-from tfcompress.errors import InputError, require
+from tfcompress.errors import InputError, require, unknown
+from tfcompress.report import cluster_plots
 from tfcompress.structured import evaluation
 from tfcompress.weights import kernels
 
@@ -27,6 +28,8 @@ class ClusteringResult:
     the values as independent symbols, over all kernels. deflated_bytes: of the kernels as float32.
     distinct_values: the most that one kernel has. accuracy: share of right classes, None without
     labels. seconds: of the clustering. failed: why the method made nothing, "" where it did.
+    confusion: numbers of samples, int64 (true classes, classes that the model says), None without
+    labels.
     """
 
     method: str
@@ -37,13 +40,20 @@ class ClusteringResult:
     accuracy: float | None = None
     seconds: float = 0.0
     failed: str = ""
+    confusion: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as plain values, fit for JSON."""
+        confusion = None if self.confusion is None else self.confusion.tolist()
+        return dataclasses.asdict(self) | {"confusion": confusion}
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusteringComparison:
     """Methods side by side; see `compare_clusterings`. `str()` is a table, `plot()` a figure.
 
-    `baseline` is the model as it is.
+    `baseline` is the model as it is. `plot_confusion(method)` shows what a classifier says for
+    which class, before and after.
     """
 
     baseline: ClusteringResult
@@ -51,8 +61,9 @@ class ClusteringComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain values, fit for JSON."""
-        return dataclasses.asdict(self) | {
-            "results": [dataclasses.asdict(result) for result in self.results]
+        return {
+            "baseline": self.baseline.to_dict(),
+            "results": [result.to_dict() for result in self.results],
         }
 
     def __str__(self) -> str:
@@ -91,6 +102,20 @@ class ClusteringComparison:
                 axes.axvline(self.baseline.accuracy or 0.0, color="black", linewidth=0.8)
         return figure
 
+    def plot_confusion(self, method: str) -> Figure:
+        """Returns a figure: confusion matrices before and after a method, and the change.
+
+        Raises:
+            InputError: a method that was not compared or has failed, a comparison without labels.
+        """
+        done = {result.method: result for result in self.results if not result.failed}
+        if method not in done:
+            raise unknown("method of the comparison", method, done)
+        before, after = self.baseline.confusion, done[method].confusion
+        if before is None or after is None:
+            raise InputError("plot_confusion needs a comparison with `data`, (x, y).")
+        return cluster_plots.confusion(before, after)
+
 
 def compare_clusterings(
     model: keras.Model,
@@ -117,7 +142,11 @@ def compare_clusterings(
     Raises:
         InputError: an unknown method or setting, data that does not fit, no method that works.
 
-        print(tfc.compare_clusterings(model, clusters=16, data=(x_test, y_test)))
+        found = tfc.compare_clusterings(model, clusters=16, data=(x_test, y_test))
+        print(found)
+        found.plot_confusion("kmeans").savefig("confusion.png")
+
+    `tfcompress.report.cluster_plots` draws one kernel as it was and as a clustering made it.
     """
     chosen = clustering.METHODS.names() if isinstance(methods, str) and methods == ALL else methods
     require(not isinstance(chosen, str), "methods of compare_clusterings", "must be 'all' or names")
@@ -151,26 +180,34 @@ def _measured(
     )
     counts = [np.unique(w, return_counts=True)[1] for w in after]
     bits = -sum(float((count * np.log2(count / count.sum())).sum()) for count in counts)
+    confusion = None if data is None else _confusion(small, data, batch_size)
     return ClusteringResult(
         method=name,
         error=error / max(power, 1e-300),
         entropy_bits=bits / sum(w.size for w in after) + 0.0,
         deflated_bytes=sum(len(zlib.compress(w.astype("<f4").tobytes(), 9)) for w in after),
         distinct_values=max(len(count) for count in counts),
-        accuracy=None if data is None else _accuracy(small, data, batch_size),
+        accuracy=None if confusion is None else float(np.trace(confusion) / confusion.sum()),
         seconds=seconds,
+        confusion=confusion,
     )
 
 
-def _accuracy(model: keras.Model, data: Any, batch_size: int) -> float:
-    right = total = 0
+def _confusion(model: keras.Model, data: Any, batch_size: int) -> np.ndarray:
+    """Returns numbers of samples, int64 (true classes, classes that the model says)."""
+    total: Any = 0
     for x, y in evaluation.batches(data, batch_size):
         require(y is not None, "data of compare_clusterings", "must be (x, y)")
         outputs = np.asarray(model(x, training=False))
-        labels = np.asarray(y)
+        labels = np.asarray(y).astype(np.int64)
         fits = outputs.ndim == 2 and labels.size == len(outputs)
         rule = "must hold one class number for each row of outputs"
         require(fits, "y of compare_clusterings", rule, outputs=outputs.shape, y=labels.shape)
-        right += int((outputs.argmax(axis=1) == labels.reshape(-1)).sum())
-        total += len(outputs)
-    return right / total
+        labels, classes = labels.reshape(-1), outputs.shape[1]
+        known = labels.min() >= 0 and labels.max() < classes
+        rule = f"must hold class numbers in [0, {classes})"
+        given = {"lowest": int(labels.min()), "highest": int(labels.max())}
+        require(known, "y of compare_clusterings", rule, **given)
+        cells = np.bincount(labels * classes + outputs.argmax(axis=1), minlength=classes**2)
+        total = total + cells.reshape(classes, classes)
+    return total

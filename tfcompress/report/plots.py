@@ -33,7 +33,7 @@ def weights(path: str, before: np.ndarray | None, after: np.ndarray | None) -> b
     axes.set_xlabel("value of the weight")
     axes.set_ylabel("weights")
     axes.set_title(_weights_title(path, after), fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def training(stages: Sequence[Mapping[str, Any]]) -> bytes | None:
@@ -56,7 +56,7 @@ def training(stages: Sequence[Mapping[str, Any]]) -> bytes | None:
         _draw_series(axes, x, stage, "val_accuracy", color=AFTER, label="validation accuracy")
         _draw_series(right, x, stage, "sparsity", color=ACCENT, label="sparsity", linestyle="--")
         axes.axvline(start, color=MUTED, zorder=0)
-        name = _plain_text(stage.get("name", ""))
+        name = plain_text(stage.get("name", ""))
         axes.text(start, 1.01, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8)
         start = float(x[-1])
     axes.set_xlabel("step" if by_steps else "epoch")
@@ -64,7 +64,7 @@ def training(stages: Sequence[Mapping[str, Any]]) -> bytes | None:
     right.set_ylabel("sparsity", color=ACCENT)
     right.set_ylim(0, 1)
     legend(figure, axes, right)
-    return _png(figure)
+    return png(figure)
 
 
 def kernel_bytes(measures: Mapping[str, Any] | None) -> bytes | None:
@@ -85,7 +85,7 @@ def kernel_bytes(measures: Mapping[str, Any] | None) -> bytes | None:
     name_rows(axes, [str(kernel.get("path", "")) for kernel in kernels])
     axes.set_xlabel("bytes of the kernel")
     legend(figure, axes)
-    return _png(figure)
+    return png(figure)
 
 
 def file_bytes(audit: Mapping[str, Any] | None) -> bytes | None:
@@ -104,7 +104,7 @@ def file_bytes(audit: Mapping[str, Any] | None) -> bytes | None:
     names = [str(tensor.get("name") or "") for tensor in tensors]
     name_rows(axes, [" ".join(t) for t in zip(names, dtypes, shapes, strict=True)])
     axes.set_xlabel("bytes in the file")
-    return _png(figure)
+    return png(figure)
 
 
 def operator_times(latency: Mapping[str, Any]) -> bytes | None:
@@ -121,7 +121,7 @@ def operator_times(latency: Mapping[str, Any]) -> bytes | None:
     axes.barh(np.arange(len(operators)), times, color=colors)
     name_rows(axes, [str(operator.get("name", "")) for operator in operators])
     axes.set_xlabel("milliseconds, estimated (blue: run by XNNPACK, orange: not)")
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_after(axes: Axes, values: np.ndarray, bins: list[float]) -> None:
@@ -146,10 +146,10 @@ def _bins(values: np.ndarray) -> list[float]:
 
 def _weights_title(path: str, after: np.ndarray | None) -> str:
     if after is None or not after.size:
-        return _plain_text(path)
+        return plain_text(path)
     zeros = 100 * (1 - np.count_nonzero(after) / after.size)
     distinct = np.unique(after[after != 0]).size
-    return f"{_plain_text(path)}\n{zeros:.1f} % zeros, {distinct:,} distinct other values"
+    return f"{plain_text(path)}\n{zeros:.1f} % zeros, {distinct:,} distinct other values"
 
 
 def _epochs(stage: Mapping[str, Any]) -> int:
@@ -179,12 +179,12 @@ def legend(figure: Figure, *all_axes: Axes) -> None:
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    shown = [_plain_text(name if len(name) <= 48 else f"…{name[-47:]}") for name in names]
+    shown = [plain_text(name if len(name) <= 48 else f"…{name[-47:]}") for name in names]
     axes.set_yticks(np.arange(len(names)), shown, fontsize=7)
     axes.invert_yaxis()
 
 
-def _plain_text(text: Any) -> str:
+def plain_text(text: Any) -> str:
     """A dollar sign would start matplotlib's mathematics."""
     return str(text).replace("$", r"\$")
 
@@ -201,7 +201,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -1,6 +1,6 @@
 """`.tflite` files: made, read back, run, compared, timed."""
 
-from tfcompress.tflite.audit import Audit, Weight, audit
+from tfcompress.tflite.audit import Audit, Weight, audit, stored_kernels
 from tfcompress.tflite.codebook import CodebookFlatbuffer, codebook_flatbuffer
 from tfcompress.tflite.compare import Comparison, compare
 from tfcompress.tflite.convert import convert
@@ -34,4 +34,5 @@ __all__ = [
     "run_integers",
     "slim",
     "sparse_inference_report",
+    "stored_kernels",
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -140,12 +141,24 @@ def audit(flatbuffer: fb.Flatbuffer) -> Audit:
         full_integer=not any(map(fb.is_float, tensors))
         and all("INT" in fb.type_name(tensor) for tensor in public),
         macs=sum(macs(model, graph, operator) for graph, operator in pairs),
-        weights=_weights(model),
+        weights=[weight for weight, _ in _kernels(model)],
     )
 
 
-def _weights(model: schema.ModelT) -> list[Weight]:
-    found: dict[tuple[int, int], Weight] = {}
+def stored_kernels(flatbuffer: fb.Flatbuffer) -> Iterator[tuple[Weight, np.ndarray]]:
+    """Yields the kernels of a `.tflite` file with their numbers as stored, 0 for zero.
+
+    Integers are less their zero-points; the zeros of a sparse kernel are not in the array, which is
+    flat then.
+
+    Raises:
+        InputError: the file cannot be read or is truncated.
+    """
+    yield from _kernels(fb.parse(flatbuffer))
+
+
+def _kernels(model: schema.ModelT) -> Iterator[tuple[Weight, np.ndarray]]:
+    found: set[tuple[int, int]] = set()
     number = -1
     for place, graph in enumerate(model.subgraphs):
         producers = {int(t): o for o in graph.operators or [] for t in o.outputs}
@@ -165,14 +178,14 @@ def _weights(model: schema.ModelT) -> list[Weight]:
             axis = _OUTPUT_AXIS.get(name, 0)
             if name == "BATCH_MATMUL" and operator.builtinOptions.adjY:
                 axis = -2
-            found[place, index] = _read(f"{number} {name}", model, tensor, values, axis)
-    return list(found.values())
+            found.add((place, index))
+            values = values - _zero_point(tensor, values)
+            yield _read(f"{number} {name}", model, tensor, values, axis), values
 
 
 def _read(
     name: str, model: schema.ModelT, tensor: schema.TensorT, values: np.ndarray, axis: int
 ) -> Weight:
-    values = values - _zero_point(tensor, values)
     sparse = tensor.sparsity is not None
     channels = [values] if sparse else np.moveaxis(values, axis, 0)
     return Weight(
