@@ -12,7 +12,6 @@ from scipy import stats
 import tfcompress as tfc
 from tfcompress import analyze
 from tfcompress.report import plots
-from tfcompress.weights import kernels
 
 from .test_plots import has_color
 
@@ -86,15 +85,15 @@ def test_kernels_of_one_and_two_values_and_of_zeros(model):
 
 
 def test_a_large_kernel_is_looked_at_through_runs_of_its_values():
-    w = np.random.default_rng(1).normal(size=(1000, 2100)).astype(np.float32)
-    model = keras.Sequential([keras.Input((1000,)), L.Dense(2100, name="large")])
+    w = np.random.default_rng(1).normal(size=(300, 200)).astype(np.float32)
+    model = keras.Sequential([keras.Input((300,)), L.Dense(200, name="large")])
     model.get_layer("large").kernel.assign(w)
     (found,) = tfc.weights_report(model, clusters=(2, 32)).kernels
     assert found.trials[-1].clusters == 32 and len(found.sample) <= 8192
     book = tfc.clustering.KMeans(32).fit(w.reshape(-1, 1))
     assert found.trials[-1].sse == pytest.approx(book.sse(w.reshape(-1, 1)), rel=0.01)
     # Of 16 values for a normal distribution, Max 1960: 0.009497 of the variance is lost.
-    assert found.explained == pytest.approx(1 - 0.0095, abs=2e-4)
+    assert found.explained == pytest.approx(1 - 0.0095, abs=3e-4)
 
 
 def test_a_file_is_looked_at_in_its_integers(model):
@@ -112,20 +111,20 @@ def test_a_file_is_looked_at_in_its_integers(model):
 
 def test_command(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    model.save("net.keras")
+    keras.Sequential([keras.Input((20,)), *model.layers[:2]]).save("net.keras")
     assert analyze.main(["weights", "net.keras", "--clusters", "2..20", "--output", "out"]) == 0
     captured = capsys.readouterr()
-    assert "kernel 1 of 4: heaps/kernel, 600 weights" in captured.err
-    assert "explained by 16" in captured.out and "Written: 6 files in out" in captured.out
+    assert "kernel 1 of 2: heaps/kernel, 600 weights" in captured.err
+    assert "explained by 16" in captured.out and "Written: 4 files in out" in captured.out
     rows = list(csv.DictReader(pathlib.Path("out/weights.csv").read_text().splitlines()))
-    assert [row["path"] for row in rows] == [kernel.path for kernel in kernels(model)]
+    assert [row["path"] for row in rows] == ["heaps/kernel", "constant/kernel"]
     assert rows[0]["knee"] == "4" and rows[0]["shape"] == "20x30"
     saved = json.loads(pathlib.Path("out/weights.json").read_text())
     assert saved["kernels"][0]["trials"][-1]["clusters"] == 20
-    for name in ("000-heaps_kernel", "001-constant_kernel", "003-two_kernel"):
+    for name in ("000-heaps_kernel", "001-constant_kernel"):
         assert has_color(pathlib.Path(f"out/{name}.png").read_bytes(), plots.MUTED)
     assert analyze.main(["weights", "net.keras", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kernels"][3]["knee"] == 2
+    assert json.loads(capsys.readouterr().out)["kernels"][1]["knee"] == 1
     pathlib.Path("bad.tflite").write_bytes(b"nothing")
     for wrong, part in [
         (["weights"], "analyze weights takes MODEL. Received: none"),

@@ -4,7 +4,7 @@ from tfcompress.clustered.blocks import Clustered, cluster_kernel, cluster_toget
 from tfcompress.clustered.codes import cluster_codes
 from tfcompress.clustered.features import FeatureClusters, cluster_features
 from tfcompress.clustered.importance import fisher
-from tfcompress.clustered.model import cluster
+from tfcompress.clustered.model import cluster, planned
 from tfcompress.clustered.plan import KEYS, Plan, check_folded, scale_axes
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cluster_kernel",
     "cluster_together",
     "fisher",
+    "planned",
     "scale_axes",
     "shape_of",
 ]

@@ -80,12 +80,20 @@ def cluster(
     >>> len(np.unique(small.layers[0].kernel))
     4
     """
-    plan = Plan(_OWNER, method, block, levels, per, keep_zeros, grid)
-    plan = plan if clusters is None else plan.with_clusters(clusters)
-    plan.check_grid()
-    _check_budget(clusters, grid, max_bytes, max_error)
-    new = _copy(model, grid, importance)
-    plans = _plans(new, plan, rules)
+    new, plans = planned(
+        model,
+        method,
+        clusters,
+        importance=importance,
+        rules=rules,
+        max_bytes=max_bytes,
+        max_error=max_error,
+        grid=grid,
+        block=block,
+        levels=levels,
+        per=per,
+        keep_zeros=keep_zeros,
+    )
     weights = _importance(importance, plans)
     if grid is not None:
         axes = scale_axes(new, [kernel for kernel, _ in plans])
@@ -111,6 +119,31 @@ def cluster(
 
 
 Group = list[tuple[Kernel, Plan]]
+
+
+def planned(
+    model: keras.Model,
+    method: Any = "kmeans",
+    clusters: int | str | None = None,
+    *,
+    importance: Any = None,
+    rules: Sequence[Mapping[str, Any]] = (),
+    max_bytes: float | None = None,
+    max_error: float | None = None,
+    grid: str | None = None,
+    **words: Any,
+) -> tuple[keras.Model, Group]:
+    """Returns the copy of `model` that `cluster` changes, and how it clusters each kernel.
+
+    Takes the arguments of `cluster` and refuses what it refuses, but for what only the clusters
+    tell: whether a budget can be met.
+    """
+    plan = Plan(_OWNER, method, grid=grid, **words)
+    plan = plan if clusters is None else plan.with_clusters(clusters)
+    plan.check_grid()
+    _check_budget(clusters, grid, max_bytes, max_error)
+    new = _copy(model, grid, importance)
+    return new, _plans(new, plan, rules)
 
 
 def _copy(model: keras.Model, grid: str | None, importance: Any) -> keras.Model:

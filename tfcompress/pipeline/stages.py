@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tfcompress import schedules, structured, wrappers
+from tfcompress import clustered, rules, schedules, structured, wrappers
 from tfcompress.callbacks import ClusterOnSchedule, FreezeQuantization, Preserve, PruneOnSchedule
 from tfcompress.data import Data
 from tfcompress.data.batches import steps_per_epoch
@@ -17,6 +17,7 @@ from tfcompress.pipeline.fit import compile_model
 from tfcompress.pipeline.structure import transform
 from tfcompress.recipe import (
     Cluster,
+    ClusterOnce,
     DataKeys,
     FitKeys,
     Iterative,
@@ -27,6 +28,7 @@ from tfcompress.recipe import (
     Stage,
     Train,
 )
+from tfcompress.weights import kernels
 
 
 def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Callback]:
@@ -74,6 +76,9 @@ def skipped(model: keras.Model, stage: Stage, acting: Sequence[object]) -> dict[
     match stage:
         case QuantizeAware():
             return dict(wrappers.skipped(model))
+        case ClusterOnce():
+            chosen = rules.resolve(stage.rules, kernels(model), clustered.KEYS)
+            return {path: rule["skip"] for path, rule in chosen.items() if "skip" in rule}
         case RemoveChannels():
             return structured.dead_channels(model, stage.tolerance, stage.largest_input).stay
         case PruneChannels():

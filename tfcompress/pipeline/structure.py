@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfcompress import recipe, rules, structured, wrappers
+from tfcompress import clustered, recipe, rules, structured, wrappers
 from tfcompress.data import Data
 from tfcompress.weights import kernels
 
@@ -27,6 +27,8 @@ def transform(
             return structured.equalize(model, stage.largest_factor, stage.sweeps, stage.unclip)
         case recipe.CorrectBias():
             return _correct_bias(model, stage, data, seed)
+        case recipe.ClusterOnce():
+            return _cluster(model, stage, data, loss)
         case recipe.QuantizeAware():
             if data is None and stage.samples:
                 return wrappers.uncalibrated(model, stage.scheme, **stage.words())
@@ -73,6 +75,17 @@ def _correct_bias(
     return structured.correct_bias(model, samples, method=stage.method, rules=stage.rules, **words)
 
 
+def _cluster(
+    model: keras.Model, stage: recipe.ClusterOnce, data: Data | None, loss: Any
+) -> keras.Model:
+    words = stage.words()
+    if data is None:
+        return clustered.planned(model, **words)[0]
+    if stage.importance is not None:
+        words["importance"] = clustered.fisher(model, data, loss)
+    return clustered.cluster(model, **words)
+
+
 def _prune_channels(
     model: keras.Model, stage: recipe.PruneChannels, data: Data | None, seed: int, loss: Any
 ) -> keras.Model:
@@ -109,7 +122,12 @@ def _prune_channels(
 def is_structural(stage: recipe.Stage) -> bool:
     """Returns whether the stage's structure depends on weights or data, not on the recipe alone."""
     return not isinstance(
-        stage, recipe.FitKeys | recipe.FoldBatchNorm | recipe.PruneActivations | recipe.PoolHead
+        stage,
+        recipe.FitKeys
+        | recipe.ClusterOnce
+        | recipe.FoldBatchNorm
+        | recipe.PruneActivations
+        | recipe.PoolHead,
     )
 
 

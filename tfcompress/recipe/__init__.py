@@ -4,6 +4,7 @@ from tfcompress.recipe.keys import Check, DataKeys, Export, Recipe, plain
 from tfcompress.recipe.reading import STAGES, read, read_rules, read_value
 from tfcompress.recipe.stages import Cluster, FitKeys, Iterative, Prune, QuantizeAware, Stage, Train
 from tfcompress.recipe.structure import (
+    ClusterOnce,
     CorrectBias,
     CropInputs,
     DropLayers,
@@ -22,6 +23,7 @@ __all__ = [
     "STAGES",
     "Check",
     "Cluster",
+    "ClusterOnce",
     "CorrectBias",
     "CropInputs",
     "DataKeys",

@@ -30,6 +30,7 @@ STAGES: dict[str, type[Stage]] = {
         structure.FoldBatchNorm,
         structure.Equalize,
         structure.CorrectBias,
+        structure.ClusterOnce,
         structure.PruneChannels,
         structure.RemoveChannels,
         structure.MergeChannels,

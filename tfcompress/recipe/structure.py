@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from tfcompress import clustering, quantization, structured
-from tfcompress.errors import InputError
+from tfcompress.errors import InputError, unknown
 from tfcompress.recipe.base import Count, OpenShare, Positive, Share
 from tfcompress.recipe.stages import Stage
 from tfcompress.registry import Registry
@@ -51,6 +51,40 @@ class CorrectBias(Stage):
     rounding: Any = "nearest"
     samples: Count = 200
     rules: list[dict[str, Any]] = []
+
+
+class ClusterOnce(Stage):
+    """`tfc.cluster`: weights come to share few values, without training; `cluster` trains.
+
+    The words are those of `tfc.cluster`; with `importance: fisher` the training images tell how
+    much each weight matters.
+    """
+
+    word: ClassVar[str] = "cluster_once"
+    methods: ClassVar[dict[str, Registry]] = {"method": clustering.METHODS}
+
+    method: Any = "kmeans"
+    clusters: int | str | None = None
+    block: list[int] = [1, 1]
+    levels: Count = 1
+    per: str = "kernel"
+    keep_zeros: bool = True
+    importance: str | None = None
+    rules: list[dict[str, Any]] = []
+    max_bytes: Positive | None = None
+    max_error: OpenShare | None = None
+    grid: str | None = None
+
+    @pydantic.field_validator("importance")
+    @classmethod
+    def _known_importance(cls, word):
+        if word not in (None, "fisher"):
+            raise unknown("importance of stage 'cluster_once'", word, ["fisher"])
+        return word
+
+    def words(self) -> dict[str, Any]:
+        """Returns the arguments of `tfc.cluster`."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
 
 class PruneChannels(Stage):

@@ -264,7 +264,7 @@ def _kernels(
             shape = tuple(kernel.variable.shape)
             yield len(found), (kernel.path, kernel.variable.dtype, shape, kernel.value())
         return
-    if not isinstance(model, bytes | str | os.PathLike):
+    if not isinstance(model, bytes | bytearray | str | os.PathLike):
         raise InputError(f"A model must be a Keras 3 model or a .tflite file. Received: {model!r}")
     stored = list(tflite.stored_kernels(model))
     for weight, values in stored:
