@@ -12,12 +12,10 @@ from tfcompress.weights import to_blocks
 from . import tiny
 from .test_run import interrupted, quiet
 
-SHORT = {"epochs": 1, "learning_rate": 0.01}
-
 
 def plan(*stages, scheme="float32"):
     return tiny.RECIPE | {
-        "stages": [{"train": SHORT}, *stages],
+        "stages": list(stages),
         "export": {"scheme": scheme, "samples": 20},
         "check": {"runs": 0, "max_accuracy_drop": None},
     }
@@ -32,16 +30,16 @@ def stored(result):
 def test_codes_of_both_stages_are_those_of_the_file_when_a_killed_run_goes_on(tmp_path):
     once = {"clusters": 6, "grid": "int8", "rules": [{"layers": "head", "skip": "trained"}]}
     trained = {"clusters": 5, "grid": "int8", "rules": [{"layers": "conv", "skip": "done"}]}
-    todo = plan({"cluster_once": once}, {"cluster": trained | SHORT}, scheme="int8")
-    interrupted(tmp_path, "stage 3", todo)
+    todo = plan({"cluster_once": once}, {"cluster": trained | {"epochs": 1}}, scheme="int8")
+    interrupted(tmp_path, "stage 2", todo)
     lines = []
     result = run_recipe(todo, tmp_path, say=lines.append)
-    assert sum("done before" in line for line in lines) == 2
+    assert sum("done before" in line for line in lines) == 1
     assert not any(isinstance(a, keras.layers.BatchNormalization) for a in result.model.layers)
     codes = stored(result)
     assert [w.dtype for w in codes] == [np.int8, np.int8]
     assert [len(np.unique(w)) for w in codes] == [6, 5]
-    assert [s["skipped"] for s in result.record["stages"][1:]] == [
+    assert [s["skipped"] for s in result.record["stages"]] == [
         {"head/kernel": "trained"}, {"conv/kernel": "done"}
     ]  # fmt: skip
 
@@ -56,7 +54,7 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     result = run_recipe(plan({"fold_batch_norm": {}}, *stages), tmp_path, say=quiet)
     before, after = (
         keras.models.load_model(tmp_path / "stages" / name / "model.keras", compile=False)
-        for name in ("1-fold_batch_norm", "2-cluster_once")
+        for name in ("0-fold_batch_norm", "1-cluster_once")
     )
     old, new = (np.asarray(model.get_layer("conv").kernel) for model in (before, after))
     assert 0 < ((old - new) ** 2).sum() <= 0.02 * (old**2).sum()
@@ -65,7 +63,7 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     # The convolution's 9 x 6 matrix ends within a block: its last row is half of one.
     assert len(np.unique(to_blocks(conv, (2, 1))[:-6], axis=0)) <= 9 < len(np.unique(conv))
     assert [len(np.unique(column)) for column in head.T] == [5] * 4 and len(np.unique(head)) == 20
-    history = result.record["stages"][4]["history"]
+    history = result.record["stages"][3]["history"]
     assert len(history["empty_clusters"]) == 1 and history["cluster_seconds"][0] > 0
 
 
@@ -84,7 +82,7 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(stage, message, tmp_path):
-    with pytest.raises(InputError, match=f"Stage 1.*{message}") as caught:
+    with pytest.raises(InputError, match=f"Stage 0.*{message}") as caught:
         run_recipe(plan(stage), tmp_path / "out", say=quiet)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
