@@ -177,7 +177,23 @@ def test_bad_arguments_are_one_clear_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
+def test_fewer_values_than_clusters_are_told_and_empty_clusters_counted(data):
+    model = small_model()
+    hidden = model.get_layer("hidden")
+    hidden.kernel.assign(np.where(hidden.kernel > 0, 0.5, -0.25))
+    rules = [{"layers": "head", "skip": "the last layer"}]
+    message = "ClusterOnSchedule: clusters for hidden/kernel are more than its 2 distinct values"
+    with pytest.warns(UserWarning, match=message):
+        history = fit(model, data, tfc.ClusterOnSchedule(clusters=8, rules=rules))
+    assert history.history["empty_clusters"] == [6]
+    assert len(np.unique(hidden.kernel)) == 2
+
+
 def test_what_only_the_model_tells_stops_before_training(data):
+    broken = small_model()
+    broken.get_layer("head").kernel.assign(np.full(broken.get_layer("head").kernel.shape, np.nan))
+    with pytest.raises(tfc.InputError, match="Weights of head/kernel must be finite"):
+        fit(broken, data, tfc.ClusterOnSchedule(begin_step=3))
     with pytest.raises(tfc.InputError, match="per of ClusterOnSchedule must be 'kernel'"):
         fit(small_model(), data, tfc.ClusterOnSchedule(per="model"))
     with pytest.raises(tfc.InputError, match="block for head/kernel.*16 x 3"):

@@ -1,5 +1,8 @@
 """`tfc.cluster`: a new model whose kernels share few values, also in the int8 file."""
 
+import re
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -119,8 +122,35 @@ def test_a_constant_kernel_has_one_cluster(model):
     flat = keras.models.clone_model(model)
     flat.get_layer("head").kernel.assign(np.full(flat.get_layer("head").kernel.shape, 0.25))
     for grid in (None, "int8"):
-        w = tfc.cluster(flat, clusters=4, grid=grid).get_layer("head").kernel
+        with pytest.warns(UserWarning, match="^head/kernel is constant: it has one cluster$"):
+            w = tfc.cluster(flat, clusters=4, grid=grid).get_layer("head").kernel
         np.testing.assert_allclose(w, 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "text"),
+    [
+        ([1, 2, 4], {}, "more than its 3 distinct values, each .* of its own. Received: clusters="),
+        ([1, 2], {"block": (4, 1)}, "more than its 16 distinct blocks"),
+        ([0, 3], {}, "head/kernel is constant but for its zeros: it has one cluster"),
+        ([0, 3], {"keep_zeros": False}, "more than its 2 distinct values"),
+        ([0], {}, "head/kernel is all zeros, which stay: it has no clusters"),
+        ([1, 2, 4], {"clusters": 3}, ""),
+        ([1, 2], {"clusters": "auto"}, ""),
+        ([5], {"clusters": "auto"}, "head/kernel is constant: it has one cluster"),
+    ],
+)
+def test_kernels_with_fewer_values_than_clusters_keep_them_and_it_is_said(values, arguments, text):
+    made = keras.Sequential([keras.Input((64,)), L.Dense(10, name="head")])
+    w = np.resize(np.float32(values), 640)[np.random.default_rng(0).permutation(640)]
+    made.get_layer("head").kernel.assign(w.reshape(64, 10))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        small = tfc.cluster(made, **{"clusters": 20} | arguments)
+    np.testing.assert_array_equal(small.get_layer("head").kernel, w.reshape(64, 10))
+    told = [str(one.message) for one in caught if "head/kernel" in str(one.message)]
+    assert len(told) == bool(text) and all(re.search(text, line) for line in told)
+    assert not any("\n" in line for line in told)
 
 
 def test_budgets_are_kept_and_beat_equal_numbers_of_clusters(model):
@@ -213,6 +243,17 @@ def test_bad_arguments_are_one_clear_line(model, arguments, message):
     with pytest.raises(tfc.InputError, match=message) as caught:
         tfc.cluster(model, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_levels_that_need_too_much_memory_are_refused_with_the_way_out():
+    made = keras.Sequential([keras.Input((128,)), L.Dense(128, name="head")])
+    words = {"clusters": 3000, "block": (2, 2)}
+    message = (
+        r"levels for head/kernel of 3000 clusters each need 1\.1 GB: must be 1, or have fewer "
+        "clusters. Received: levels=2"
+    )
+    with pytest.raises(tfc.InputError, match=message):
+        tfc.cluster(made, levels=2, **words)
 
 
 def test_weights_that_are_not_finite_are_named(model):

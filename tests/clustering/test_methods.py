@@ -152,6 +152,34 @@ def test_bad_input_is_one_line(arguments, fitted, message):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lle": {"neighbors": 50, "components": 9}},
+        {"spectral": {"neighbors": 50}},
+        {"hdbscan": {"min_share": 0.5}},
+        {"dbscan": {"min_share": 1}},
+        {"hashing": {"functions": 10}},
+        {"gmm": {"covariance": "tied"}},
+    ],
+    ids=str,
+)
+def test_methods_that_want_more_blocks_than_there_are_take_all(arguments):
+    (name,) = arguments
+    method = METHODS.create({name: arguments[name] | {"clusters": 3}})
+    check(method, kernel(4, 5), 3)
+
+
+@pytest.mark.parametrize("name", ["gmm", "bgmm"])
+def test_covariances_that_need_too_much_memory_are_refused_with_the_way_out(name):
+    blocks = np.random.default_rng(0).normal(size=(12, 3000)).astype(np.float32)
+    message = r"1\.1 GB for blocks of 3000 weights: must be 'diag'. Received: covariance='full'"
+    with pytest.raises(InputError, match=message) as caught:
+        create(name, clusters=16).fit(blocks)
+    assert "\n" not in str(caught.value)
+    check(create(name, clusters=3, covariance="diag"), blocks, 3)
+
+
 @pytest.mark.parametrize("name", TAKE_AUTO)
 def test_auto_finds_three_heaps(name):
     centers = np.array([[0, 0], [9, 0], [0, 9]], np.float32)

@@ -1,5 +1,6 @@
 """Weight clustering while training."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -128,6 +129,7 @@ class ClusterOnSchedule(KernelCallback):
         for kernel in targets:
             plan = self._plans[kernel.path]
             plan.check(kernel)
+            _check_finite(kernel, kernel.value())
             rule = "must be 'kernel' or 'channel': kernels train each for itself"
             require(plan.per != "model", f"per of {_OWNER}", rule, per=plan.per)
         return targets
@@ -137,9 +139,12 @@ class ClusterOnSchedule(KernelCallback):
             return
         for kernel in self.targets:
             w = kernel.value()
+            _check_finite(kernel, w)
             where = self._resumed(kernel, w) if previous_step is None else None
             if where is None:
                 w, where = self._cluster(kernel, w)
+            elif step == self.begin_step:
+                self._tell_of_few(kernel, where)
             self.projections[kernel.path].share(self._forms[kernel.path], where, w)
             kernel.variable.assign(w)
 
@@ -179,13 +184,13 @@ class ClusterOnSchedule(KernelCallback):
     def _cluster(self, kernel: Kernel, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the clustered kernel and which number each of its weights has."""
         plan, axes = self._plans[kernel.path], self._axes.get(kernel.path)
-        require(np.isfinite(w).all(), f"Weights of {kernel.path}", "must be finite to be clustered")
         if axes is not None:
             codes, w = clustered.cluster_codes(w, axes, plan.method.clusters, plan.keep_zeros)
             return w, codes
         start = self._found.get(kernel.path)
         found = clustered.cluster_kernel(w, plan, kernel.output_axes, start=start)
         self._found[kernel.path] = found
+        _tell(found.remark(kernel.path, plan))
         return found.values, found.places
 
     def _resumed(self, kernel: Kernel, w: np.ndarray) -> np.ndarray | None:
@@ -207,6 +212,13 @@ class ClusterOnSchedule(KernelCallback):
         groups = channel_value_groups(w, kernel.output_axes) if by_channel else value_groups(w)
         return groups[np.newaxis] if 0 < groups.max() <= size["cells"] * size["columns"] else None
 
+    def _tell_of_few(self, kernel: Kernel, where: np.ndarray) -> None:
+        """Says so if a kernel that has not trained yet has fewer values than clusters."""
+        plan = self._plans[kernel.path]
+        if (plan.block, plan.levels, plan.per, plan.grid) == ((1, 1), 1, "kernel", None):
+            zeros = plan.keep_zeros and not where.all()
+            _tell(clustered.remark(kernel.path, plan, int(where.max()), zeros))
+
     def _symbols(self, kernel: Kernel) -> np.ndarray:
         axes = self._axes.get(kernel.path)
         form = self.projections[kernel.path].sharing
@@ -223,3 +235,12 @@ class ClusterOnSchedule(KernelCallback):
         size = clustered.shape_of(plan, plan.channels(kernel))
         used = np.unique(form.places[form.places > 0])
         return size["cells"] * size["columns"] - len(used)
+
+
+def _check_finite(kernel: Kernel, w: np.ndarray) -> None:
+    require(np.isfinite(w).all(), f"Weights of {kernel.path}", "must be finite to be clustered")
+
+
+def _tell(remark: str) -> None:
+    if remark:
+        warnings.warn(f"{_OWNER}: {remark}", stacklevel=2)

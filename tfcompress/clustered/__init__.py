@@ -1,6 +1,12 @@
 """Models whose weights share few values: after training, and for callbacks while they train."""
 
-from tfcompress.clustered.blocks import Clustered, cluster_kernel, cluster_together, shape_of
+from tfcompress.clustered.blocks import (
+    Clustered,
+    cluster_kernel,
+    cluster_together,
+    remark,
+    shape_of,
+)
 from tfcompress.clustered.codes import cluster_codes
 from tfcompress.clustered.features import FeatureClusters, cluster_features
 from tfcompress.clustered.importance import fisher
@@ -20,6 +26,7 @@ __all__ = [
     "cluster_together",
     "fisher",
     "planned",
+    "remark",
     "scale_axes",
     "shape_of",
 ]

@@ -35,6 +35,34 @@ class Clustered:
         """Bytes of the float32 centroids."""
         return sum(4 * book.centroids.size for books in self.books for book in books)
 
+    def remark(self, path: str, plan: Plan) -> str:
+        """Returns what `remark` says of the kernel: one of which nothing is lost, though a cluster
+        is left over, has no more values."""
+        if self.error > 0:
+            return ""
+        count = max((len(books[0].centroids) for books in self.books if books), default=0)
+        return remark(path, plan, count, plan.keep_zeros and not self.places.all())
+
+
+def remark(path: str, plan: Plan, count: int, zeros: bool) -> str:
+    """Returns what the user should know of a kernel with fewer distinct blocks than clusters.
+
+    "" for as many as clusters, and for no number of clusters given. `zeros`: whether there are
+    zeros that stay, beside the `count` blocks.
+    """
+    if count == 0:
+        return f"{path} is all zeros, which stay: it has no clusters"
+    if count == 1:
+        return f"{path} is constant{' but for its zeros' if zeros else ''}: it has one cluster"
+    clusters = plan.method.clusters
+    if clusters == choose.AUTO or count >= clusters:
+        return ""
+    what = "values" if plan.block == (1, 1) else "blocks"
+    return (
+        f"clusters for {path} are more than its {count} distinct {what}, each of which is a "
+        f"cluster of its own. Received: clusters={clusters}"
+    )
+
 
 def shape_of(plan: Plan, channels: int) -> dict[str, int]:
     """Returns the arguments of `sharing.Sums` for kernels with so many codebooks of their own."""

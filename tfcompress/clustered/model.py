@@ -96,25 +96,18 @@ def cluster(
     )
     weights = _importance(importance, plans)
     if grid is not None:
-        axes = scale_axes(new, [kernel for kernel, _ in plans])
-        for kernel, own in plans:
-            on_axes = axes[kernel.path]
-            if on_axes is None:
-                kind = type(kernel.layer).__name__
-                text = f"{kernel.path} is left as it is: int8 files have no kernel of {kind}"
-                warnings.warn(text, stacklevel=2)
-                continue
-            codes = cluster_codes(
-                kernel.value(), on_axes, own.method.clusters, keep_zeros, weights.get(kernel.path)
-            )
-            kernel.variable.assign(codes[1])
+        _onto_grid(new, plans, weights)
         return new
     groups = _groups(plans)
-    if max_bytes is not None or max_error is not None:
+    within_budget = max_bytes is not None or max_error is not None
+    if within_budget:
         groups = _within(groups, weights, max_bytes, max_error)
     for group in groups.values():
-        for (kernel, _), found in zip(group, _clustered(group, weights), strict=True):
+        for (kernel, own), found in zip(group, _clustered(group, weights), strict=True):
             kernel.variable.assign(found.values)
+            remark = found.remark(kernel.path, own)
+            if remark and not weights and not within_budget:
+                warnings.warn(remark, stacklevel=2)
     return new
 
 
@@ -144,6 +137,22 @@ def planned(
     _check_budget(clusters, grid, max_bytes, max_error)
     new = _copy(model, grid, importance)
     return new, _plans(new, plan, rules)
+
+
+def _onto_grid(model: keras.Model, plans: Group, weights: Mapping[str, np.ndarray]) -> None:
+    axes = scale_axes(model, [kernel for kernel, _ in plans])
+    for kernel, plan in plans:
+        on_axes, w = axes[kernel.path], kernel.value()
+        if on_axes is None:
+            kind = type(kernel.layer).__name__
+            text = f"{kernel.path} is left as it is: int8 files have no kernel of {kind}"
+            warnings.warn(text, stacklevel=3)
+            continue
+        if w.min() == w.max():
+            text = f"{kernel.path} is constant: it has one cluster"
+            warnings.warn(text, stacklevel=3)
+        clusters, counted = plan.method.clusters, weights.get(kernel.path)
+        kernel.variable.assign(cluster_codes(w, on_axes, clusters, plan.keep_zeros, counted)[1])
 
 
 def _copy(model: keras.Model, grid: str | None, importance: Any) -> keras.Model:

@@ -15,6 +15,7 @@ from tfcompress.weights import Kernel, matrix_shape
 
 SCOPES = ("kernel", "channel", "model")
 GRIDS = ("int8",)
+_MOST_BYTES = 1 << 30  # of normal equations, which are held a few times
 KEYS = ("method", "clusters", "block", "levels", "per", "group")  # what a rule may say
 
 
@@ -93,6 +94,16 @@ class Plan:
             f"{' of a channel' if self.per == 'channel' else ''} "
             "(a rule with `clusters` or `skip` helps)",
             clusters=most,
+        )
+        entries = self.levels * choose.most(self.method)
+        # The entries of several levels are found together: their normal equations, cell by cell.
+        needed = 8 * self.channels(kernel) * self.block[0] * self.block[1] * entries**2
+        require(
+            self.levels == 1 or needed <= _MOST_BYTES,
+            f"levels for {kernel.path}",
+            f"of {choose.most(self.method)} clusters each need {needed / 2**30:.1f} GB: must be "
+            "1, or have fewer clusters",
+            levels=self.levels,
         )
 
     def channels(self, kernel: Kernel) -> int:
