@@ -3,6 +3,7 @@
 import io
 import json
 import lzma
+import tracemalloc
 import zipfile
 import zlib
 
@@ -16,6 +17,7 @@ import tfcompress as tfc
 from tfcompress import archive, packing
 from tfcompress.errors import InputError
 from tfcompress.packing import container
+from tfcompress.packing.coder import Decoder, Encoder
 from tfcompress.packing.codings import entropy_bits, number
 from tfcompress.tflite import flatbuffer as fb
 
@@ -173,6 +175,32 @@ def test_absurd_lengths_are_refused():
     body = bytes([0]) + bytes(4) + number(1 << 40) + number(5) + number(5) + bytes(20)
     with pytest.raises(InputError, match="number that cannot be"):
         tfc.unpack(container.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body)
+
+
+def test_lengths_that_the_code_cannot_hold_take_no_memory():
+    """A structure of 200 MB in 20 bytes: refused before there is room for it."""
+    body = bytes([0]) + bytes(4) + number(200 << 20) + number(5) + number(199 << 20) + bytes(20)
+    forged = container.MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+    tracemalloc.start()
+    with pytest.raises(InputError, match="corrupt: it ends too early"):
+        tfc.unpack(forged)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF])
+def test_code_that_ends_in_zeros_is_read_again(byte):
+    """Of ones alone the code is zeros; a decoder adds no more than a few."""
+    data, symbols = np.full(400_000, byte, np.uint8), np.full(2_000_000, byte & 1, np.uint8)
+    encoder = Encoder()
+    encoder.bytes(data, contexts=2)
+    encoder.symbols(symbols, 1000, 0, 1, 16)
+    decoder = Decoder(encoder.content())
+    np.testing.assert_array_equal(decoder.bytes(np.zeros_like(data), contexts=2), data)
+    found = decoder.symbols(np.zeros_like(symbols), 1000, 0, 1, 16)
+    np.testing.assert_array_equal(found, symbols)
+    assert len(encoder.content()) < 300
 
 
 def test_other_input_is_refused(files, tmp_path):

@@ -14,6 +14,8 @@ ALL_SYMBOL_CONTEXTS, ALL_BYTE_CONTEXTS = 7, 8
 FEW_SYMBOL_CONTEXTS, FEW_BYTE_CONTEXTS = 1, 2
 _MOST_SLOTS = 1 << 22
 _BYTE_SHIFT = 14
+# A decision of the highest probability, 65520 / 65536, takes 1 / 22,713 of a byte.
+_MOST_DECISIONS = 1 << 15  # that a byte of code can hold
 
 
 @functools.cache
@@ -42,7 +44,7 @@ class _Coder:
 
         contexts: how many take part, 1 to 7. shift: their weights move by 2 ** -shift of an error.
         """
-        self._make_room(symbols.size)
+        self._make_room(symbols.size, symbols.size)
         symbols = np.array(symbols, np.uint8)
         _machine().code_symbols(
             self._state, self._buffer, symbols, columns, bits, contexts, shift, self.decoding,
@@ -63,7 +65,7 @@ class _Coder:
 
         flat: mask of places within an element where bytes look random: these are stored.
         """
-        self._make_room(data.size)
+        self._make_room(data.size, 8 * data.size)
         whole = np.concatenate([np.frombuffer(prior, np.uint8), np.asarray(data, np.uint8)])
         if prior:
             table, weights = (array.copy() for array in _primed(prior, stride, contexts))
@@ -76,8 +78,8 @@ class _Coder:
         self._check()
         return whole[len(prior) :]
 
-    def _make_room(self, size: int) -> None:
-        """Called before so many values are coded."""
+    def _make_room(self, size: int, decisions: int) -> None:
+        """Called before so many values are coded, in so many decisions at least."""
 
     def _check(self) -> None:
         """Called behind them."""
@@ -90,7 +92,7 @@ class Encoder(_Coder):
         super().__init__(np.zeros(1 << 12, np.uint8))
 
     def content(self) -> bytes:
-        """Returns what was written, without zeros at its end: a decoder adds as many as it needs.
+        """Returns what was written, without some zeros at its end, which a decoder adds.
 
         Raises:
             OverflowError: the values took more than 10 bits for a byte.
@@ -99,9 +101,11 @@ class Encoder(_Coder):
         if place > self._buffer.size:
             raise OverflowError
         last = (low >> 24) + (low & 0xFFFFFF > 0)  # with zeros behind it within [low, high]
-        return (self._buffer[:place].tobytes() + bytes([last])).rstrip(b"\0")
+        code = self._buffer[:place].tobytes() + bytes([last])
+        # No more zeros than a decoder puts up with.
+        return code.rstrip(b"\0").ljust(len(code) - _machine().BEYOND // 2, b"\0")
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, decisions: int) -> None:
         lacking = self.position + size + size // 4 + 4096 - self._buffer.size
         if lacking > 0:
             self._buffer = np.concatenate([self._buffer, np.zeros(lacking, np.uint8)])
@@ -117,6 +121,15 @@ class Decoder(_Coder):
         machine = _machine()
         self._state[machine.WINDOW] = int.from_bytes(content[:4].ljust(4, b"\0"), "big")
         self._state[machine.PLACE] = 4
+
+    def expect(self, decisions: int) -> None:
+        """Refuses more decisions than are in the code, before memory is taken for them."""
+        left = self._buffer.size + _machine().BEYOND - self.position
+        if decisions > _MOST_DECISIONS * left:
+            raise InputError("Packed content is truncated or corrupt: it ends too early.")
+
+    def _make_room(self, size: int, decisions: int) -> None:
+        self.expect(decisions)
 
     def _check(self) -> None:
         if self.position > self._buffer.size + _machine().BEYOND:

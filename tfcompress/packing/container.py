@@ -32,7 +32,8 @@ from tfcompress.tflite import flatbuffer as fb
 MAGIC = b"TFC\x01"  # the last byte is the version of the format
 _PRODUCT = len(codings.CODINGS)  # a segment that is a multiple of another
 _CHECKSUM = slice(4, 8)
-# No more bytes than this plus so many per packed byte: a forged length must not fill the memory.
+# No more bytes than this plus so many per packed byte: constant arrays take no code, and a forged
+# length must not fill the memory.
 _MOST_BYTES, _MOST_RATIO = 1 << 28, 1 << 16
 _TRIAL = 1 << 18  # elements on which codings of larger arrays compete
 _LIGHT = 1 << 22  # bytes of structure beyond which few contexts must do
@@ -125,6 +126,7 @@ def opened(content: fb.Flatbuffer) -> Opened:
     size = reader.number(_MOST_BYTES + _MOST_RATIO * len(content))
     head_size, structure_size = reader.number(size), reader.number(size)
     decoder = Decoder(reader.rest())
+    decoder.expect(8 * (head_size + structure_size))
     room = np.zeros(head_size + structure_size, np.uint8)
     begin = _code_structure(decoder, room, kind).tobytes()
     segments, chosen, names = _read_head(begin[:head_size])
