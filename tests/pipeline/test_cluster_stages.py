@@ -15,6 +15,7 @@ from .test_run import interrupted, quiet
 
 def plan(*stages, scheme="float32"):
     return tiny.RECIPE | {
+        "data": tiny.RECIPE["data"] | {"augment": {}, "batch_size": 40},
         "stages": list(stages),
         "export": {"scheme": scheme, "samples": 20},
         "check": {"runs": 0, "max_accuracy_drop": None},
@@ -48,7 +49,7 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     skip_head, skip_conv = ([{"layers": name, "skip": "x"}] for name in ("head", "conv"))
     budget = {"method": "hierarchical", "max_error": 0.02, "rules": skip_head}
     channels = {"clusters": 5, "per": "channel", "importance": "fisher", "rules": skip_conv}
-    levels = {"clusters": 3, "block": [2, 1], "levels": 2, "gradients": "sum", "update_every": 4}
+    levels = {"clusters": 3, "block": [2, 1], "levels": 2, "gradients": "sum", "update_every": 2}
     trained = levels | {"epochs": 1, "learning_rate": 1e-4, "rules": skip_head}
     stages = {"cluster_once": budget}, {"cluster_once": channels}, {"cluster": trained}
     result = run_recipe(plan({"fold_batch_norm": {}}, *stages), tmp_path, say=quiet)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tfcompress.clustering import KMeans, quality
 from tfcompress.errors import InputError
@@ -68,11 +69,14 @@ def test_confusion_draws_both_and_the_change():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("value", [0.0, 3.0])
-def test_constant_kernels_are_drawn(value):
-    same = np.full((4, 3), value)
-    for draw in ("clusters", "density", "reconstruction", "silhouettes"):
-        assert plots.png(getattr(cluster_plots, draw)(same, same)).startswith(b"\x89PNG")
+def test_constant_kernels_are_drawn_into_a_figure_of_the_users():
+    figure = Figure()
+    for row, value in zip(figure.subplots(2, 3), (0.0, 3.0), strict=True):
+        same = np.full((4, 3), value)
+        for axes, name in zip(row, ("clusters", "density", "silhouettes"), strict=True):
+            assert getattr(cluster_plots, name)(same, same, axes) is figure
+    assert plots.png(figure).startswith(b"\x89PNG")
+    assert plots.png(cluster_plots.reconstruction(same, same)).startswith(b"\x89PNG")
 
 
 def test_large_kernels_are_drawn_by_a_sample():

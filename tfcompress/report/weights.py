@@ -276,7 +276,7 @@ def _kernels(
 def _look(
     path: str, dtype: str, shape: tuple[int, ...], values: np.ndarray, low: int, high: int
 ) -> KernelWeights:
-    values = values.astype(np.float32).ravel()
+    values = values.astype(np.float32, copy=False).ravel()
     require(np.isfinite(values).all(), f"Weights of {path}", "must be finite")
     distinct, counts = np.unique(values, return_counts=True)
     shares = counts / values.size
