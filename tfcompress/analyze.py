@@ -64,7 +64,11 @@ def analyze(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome
     word, *files = arguments
     if word not in ANALYSES:
         raise unknown("analysis", word, ANALYSES)
-    return ANALYSES[word](options, files)
+    run, own = ANALYSES[word]
+    for name in sorted(set().union(*(others for _, others in ANALYSES.values())) - own):
+        if options[name].present:
+            raise InputError(f"analyze {word} takes no --{name}. See --help.")
+    return run(options, files)
 
 
 def weights(options: flags.FlagValues, files: list[str]) -> commands.Outcome:
@@ -116,9 +120,11 @@ def quantization(options: flags.FlagValues, files: list[str]) -> commands.Outcom
     return commands.Outcome(found.to_dict(), text)
 
 
-ANALYSES: dict[str, Callable[[flags.FlagValues, list[str]], commands.Outcome]] = {
-    "quantization": quantization,
-    "weights": weights,
+Analysis = Callable[[flags.FlagValues, list[str]], commands.Outcome]
+# Each with the flags that are its own.
+ANALYSES: dict[str, tuple[Analysis, set[str]]] = {
+    "quantization": (quantization, {"data", "plot", "samples", "standardize"}),
+    "weights": (weights, {"clusters", "output"}),
 }
 _PICTURES = ("pdf", "png", "svg")
 

@@ -68,6 +68,9 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     assert len(history["empty_clusters"]) == 1 and history["cluster_seconds"][0] > 0
 
 
+G = {"group": "g"}
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -77,6 +80,14 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
         ({"cluster_once": {"grid": "int8", "levels": 2}}, "goes with block"),
         ({"cluster_once": {"grid": "int8", "importance": "fisher"}}, "BatchNorm is folded"),
         ({"cluster_once": {"rules": [{"layers": "no", "skip": "x"}]}}, "matches no kernel"),
+        (
+            {
+                "cluster_once": {
+                    "rules": [G | {"layers": "conv", "clusters": 3}, G | {"layers": "head"}]
+                }
+            },
+            "Kernels of group g must have the same method",
+        ),
         ({"cluster_once": {"block": [1, 9]}}, "block for conv/kernel must not be larger"),
         ({"cluster": {"per": "model"}}, "per of ClusterOnSchedule must be 'kernel' or 'channel'"),
         ({"cluster": {"grid": "int8", "clusters": 8}}, "BatchNorm is folded"),
@@ -100,3 +111,24 @@ def test_what_does_not_fit_is_refused_before_training(stage, message, tmp_path):
 def test_bad_words_of_the_stage(words, message):
     with pytest.raises(InputError, match=message):
         recipe.read(plan({"cluster_once": words}))
+
+
+def test_the_stage_is_read_with_its_defaults_and_read_again():
+    read = recipe.read(plan({"cluster_once": {"clusters": "auto", "block": [1, 4]}}))
+    (stage,) = read.stages
+    assert stage.words() == {
+        "method": {
+            "kmeans": {"clusters": 16, "seed": 0, "max_iterations": 300, "criterion": "knee"}
+        },
+        "clusters": "auto",
+        "block": [1, 4],
+        "levels": 1,
+        "per": "kernel",
+        "keep_zeros": True,
+        "importance": None,
+        "rules": [],
+        "max_bytes": None,
+        "max_error": None,
+        "grid": None,
+    }
+    assert recipe.read(read.to_dict()) == read

@@ -135,6 +135,8 @@ def test_command(model, tmp_path, monkeypatch, capsys):
         (["weights", "missing.tflite"], "missing.tflite"),
         (["weights", "bad.tflite"], "bad.tflite"),
         (["weight", "net.keras"], "Did you mean 'weights'?"),
+        (["weights", "net.keras", "--samples", "9"], "analyze weights takes no --samples"),
+        (["quantization", "net.keras", "--output", "x"], "quantization takes no --output"),
     ]:
         assert analyze.main(wrong) == 2
         error = capsys.readouterr().err

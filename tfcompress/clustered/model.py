@@ -136,7 +136,9 @@ def planned(
     plan.check_grid()
     _check_budget(clusters, grid, max_bytes, max_error)
     new = _copy(model, grid, importance)
-    return new, _plans(new, plan, rules)
+    plans = _plans(new, plan, rules)
+    _groups(plans)
+    return new, plans
 
 
 def _onto_grid(model: keras.Model, plans: Group, weights: Mapping[str, np.ndarray]) -> None:
