@@ -77,6 +77,7 @@ def test_constant_kernels_are_drawn_into_a_figure_of_the_users():
             assert getattr(cluster_plots, name)(same, same, axes) is figure
     assert plots.png(figure).startswith(b"\x89PNG")
     assert plots.png(cluster_plots.reconstruction(same, same)).startswith(b"\x89PNG")
+    assert plots.png(cluster_plots.errors({2: 0.0}, 2)).startswith(b"\x89PNG")
 
 
 def test_large_kernels_are_drawn_by_a_sample():

@@ -74,8 +74,8 @@ def test_heaps_are_counted_and_the_knee_is_that_of_auto(model):
 
 def test_kernels_of_one_and_two_values_and_of_zeros(model):
     report = tfc.weights_report(model)
-    assert [(k.knee, k.explained, k.trials) for k in report.kernels[1:]] == [
-        (1, 1, ()), (0, 1, ()), (2, 1, ())
+    assert [(k.knee, k.explained, len(k.trials)) for k in report.kernels[1:]] == [
+        (1, 1, 0), (0, 1, 0), (2, 1, 1)
     ]  # fmt: skip
     constant = report["constant/kernel"]
     assert (constant.std, constant.kurtosis, constant.entropy_bits) == (0, 0, 0)
@@ -104,6 +104,7 @@ def test_a_file_is_looked_at_in_its_integers(model):
     assert [k.path for k in report.kernels] == [w.name for w in stored]
     heaps = report.kernels[0]
     assert heaps.dtype == "int8" and heaps.shape == (30, 20)
+    assert heaps.best_silhouette == 3 and heaps.trials[-1].sse == 0  # beside zero
     assert heaps.distinct_values == 4 and heaps.low >= -127 and heaps.high == 127
     assert float(heaps.low).is_integer()
     assert heaps.zeros == pytest.approx(tfc.weights_report(small)["heaps/kernel"].zeros)

@@ -54,7 +54,8 @@ class KernelWeights:
     best_silhouette: the number of clusters that lie farthest apart.
     explained: share in [0, 1] of the variance of the weights that are not zero which 16 clusters
         keep.
-    trials: for each number of clusters that was tried, the best there is.
+    trials: for each number of clusters that was tried, the best there is; of few values, as many
+        clusters as well.
     sample, centroids: for the plots: up to 8,192 weights that are not zero, ascending, at even
         steps of their distribution; the values of `knee` clusters.
     """
@@ -315,17 +316,19 @@ def _trials(
     seen = landmarks.Landmarks.of(used.reshape(-1, 1), None)
     count = len(seen.points)
     chosen = [number for number in choose.tried(low, high) if number < count]
-    if not chosen:
-        return (), count, seen
+    exact = [count] if low <= count <= high else []
     trials = []
-    for number in chosen:
+    for number in chosen + exact:
         labels = _labels(seen, number)
         error = choose.sse(seen.points, seen.masses, labels)
         silhouette = choose.simplified_silhouette(seen.points, seen.masses, labels)
         trials.append(Clusters(number, error, silhouette))
+    if not chosen:
+        return tuple(trials), count, seen
     whole = choose.sse(seen.points, seen.masses, np.zeros(count, np.int64))
-    knee = choose.knee_of_errors({1: whole} | {trial.clusters: trial.sse for trial in trials})
-    return tuple(trials), knee, seen
+    # As many clusters as values are no bend, and `auto` does not try them.
+    curve = {1: whole} | {trial.clusters: trial.sse for trial in trials[: len(chosen)]}
+    return tuple(trials), choose.knee_of_errors(curve), seen
 
 
 def _labels(seen: landmarks.Landmarks, clusters: int) -> np.ndarray:
