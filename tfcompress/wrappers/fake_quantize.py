@@ -1,7 +1,6 @@
 """Fake quantization of activations: floats that only take the values of an integer grid."""
 
 import dataclasses
-import math
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from tfcompress.wrappers.learned import (
     learn_step,
     learned_weight,
 )
+from tfcompress.wrappers.rounding import ROUNDINGS, codes_of
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -45,10 +45,10 @@ class FakeQuantize(keras.layers.Layer):
             "lsq" the step size moves as if it were the variable itself, its gradient scaled by
             1 / sqrt(values per sample * largest code); by "pact" with what is clipped.
         penalty: of "pact": `penalty * width**2` is added to the loss.
+        rounding: a word of `rounding.ROUNDINGS`: the integer kernel whose result the tensor is and
+            as which it is rounded at inference; None: to the nearest code.
 
-    Call arguments: the tensor; and, of a tensor that comes from a layer with a kernel, the steps of
-    its integer sums, (channels,), or of a product of two tensors both ranges, or of an inverse root
-    its input's: at inference they are rounded as the integer kernel rounds them.
+    Call arguments: the tensor, and what the kernel made it of.
 
     (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 3.1; Esser et al. 2020, "Learned step size
@@ -67,6 +67,7 @@ class FakeQuantize(keras.layers.Layer):
         bits: int = 8,
         learn: str | None = None,
         penalty: float = 0.0,
+        rounding: str | None = None,
         **kwargs: Any,
     ):
         # Ranges and rounding are float32 under every dtype policy; the tensor keeps its own.
@@ -79,10 +80,11 @@ class FakeQuantize(keras.layers.Layer):
         self.bits = bits
         self.learn = learn
         self.penalty = penalty
+        self.rounding = rounding
         self.observer: Any = None
         self.stop = Stop()
 
-    def build(self, inputs_shape: Any, sums_shape: Any = None) -> None:
+    def build(self, inputs_shape: Any, parts_shape: Any = None) -> None:
         if self.bounds is not None:
             return
         # The point 0 stands for "no range yet". Replicas average what they saw.
@@ -113,7 +115,7 @@ class FakeQuantize(keras.layers.Layer):
             self.width.assign(high - low)
             self.width_held.assign(high - low)
 
-    def call(self, inputs: Any, sums: Any = None, training: bool | None = None) -> tuple[Any, Any]:
+    def call(self, inputs: Any, parts: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         x = tf.cast(inputs, tf.float32)
         grid = self._grid_at(*self._range())
         y = x
@@ -124,10 +126,10 @@ class FakeQuantize(keras.layers.Layer):
         elif training and self.trainable:
             y, grid = self._trained(x, grid)
         else:
-            y = tf.cond(grid.step > 0.0, lambda: grid.round(x, sums), lambda: x)
+            y = tf.cond(grid.step > 0.0, lambda: grid.round(x, self.rounding, parts), lambda: x)
         return (inputs if y is x else tf.cast(y, inputs.dtype)), tf.stack(grid.bounds)
 
-    def compute_output_spec(self, inputs: Any, sums: Any = None, training: Any = None) -> Any:
+    def compute_output_spec(self, inputs: Any, parts: Any = None, training: Any = None) -> Any:
         return keras.KerasTensor(inputs.shape, inputs.dtype), keras.KerasTensor((2,), "float32")
 
     def quantization(self) -> tuple[float, float, int]:
@@ -160,6 +162,7 @@ class FakeQuantize(keras.layers.Layer):
             "bits": self.bits,
             "learn": self.learn,
             "penalty": self.penalty,
+            "rounding": self.rounding,
         }
 
     def _range(self) -> tuple[Any, Any]:
@@ -228,16 +231,12 @@ class _Grid:
         highest = tf.constant(levels) if nonnegative else 255.0 - below
         return cls(width, bounds, (-below, highest), bits)
 
-    def round(self, x: Any, sums: Any = None) -> Any:
+    def round(self, x: Any, rounding: str | None = None, parts: Any = None) -> Any:
         if self.bits > 8:
             return _round_to_codes(x, self.step, *self.codes)
-        if sums is None:
+        if rounding is None:
             return _round_to_grid(x, *self.bounds)
-        if not isinstance(sums, list | tuple):
-            return _round_sums(x, *self.bounds, sums)
-        if len(sums) == 1:
-            return _round_roots(x, *self.bounds, *sums)
-        return _round_products(x, *self.bounds, sums)
+        return ROUNDINGS[rounding](x, *self.bounds, parts)
 
 
 def _levels(bits: int) -> int:
@@ -262,7 +261,7 @@ class OnGrid(keras.layers.Layer):
         pass
 
     def call(self, x: Any, bounds: Any) -> Any:
-        scale, zero_point = _grid(bounds[0], bounds[1])
+        scale, zero_point = codes_of(*tf.unstack(bounds))
         return _to_nearest_code(x, scale, zero_point)
 
     def compute_output_spec(self, x: Any, bounds: Any) -> Any:
@@ -291,63 +290,6 @@ class _ConstantRange(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor(inputs.shape, inputs.dtype)
-
-
-def step(low: Any, high: Any) -> Any:
-    """Returns the distance of two codes, float64, as the converter computes it from a range."""
-    return (tf.cast(high, tf.float64) - tf.cast(low, tf.float64)) / 255.0
-
-
-def _grid(low: Any, high: Any) -> tuple[Any, Any]:
-    scale = step(low, high)
-    zero_point = tf.round(-128.0 - tf.math.divide_no_nan(tf.cast(low, tf.float64), scale))
-    return tf.cast(scale, tf.float32), tf.cast(zero_point, tf.float32)
-
-
-def _round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
-    """Rounds sums of products as XNNPACK does, to the last bit.
-
-    The float `x` tells the integer sum exactly; the kernel multiplies that by one float32 factor
-    and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is rounded itself.
-    """
-    scale, zero_point = _grid(low, high)
-    integers = tf.round(tf.math.divide_no_nan(x, sums))
-    codes = tf.where(sums > 0.0, integers * (sums / scale), x / scale)
-    codes = tf.clip_by_value(tf.round(codes), -128.0 - zero_point, 127.0 - zero_point)
-    return codes * scale
-
-
-def _round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
-    """Rounds sums of products of two tensors as the kernel does that gets them.
-
-    XNNPACK takes only those whose second tensor has its zero at code 0.
-    """
-    (first, _), (second, zero) = (_grid(*tf.unstack(bounds)) for bounds in ranges)
-    steps = first * second
-    twice = _round_twice(x, low, high, steps, steps / _grid(low, high)[0])
-    return tf.where(zero == 0.0, _round_sums(x, low, high, steps), twice)
-
-
-def _round_roots(x: Any, low: Any, high: Any, bounds: Any) -> Any:
-    """Rounds inverse roots of a range's codes, which TFLite's kernel has with 20 binary places."""
-    root = tf.sqrt(_grid(*tf.unstack(bounds))[0])
-    return _round_twice(x, low, high, 2.0**-20 / root, 2.0**-20 / (root * _grid(low, high)[0]))
-
-
-def _round_twice(x: Any, low: Any, high: Any, steps: Any, factor: Any) -> Any:
-    """Rounds as TFLite's own kernels do: to more binary places, then to a code.
-
-    steps: of the kernel's integers. factor: a step in steps of the output.
-    """
-    scale, zero_point = _grid(low, high)
-    steps, factor = tf.cast(steps, tf.float64), tf.cast(factor, tf.float64)
-    exponent = tf.floor(tf.math.log(factor) / math.log(2.0)) + 1.0
-    integers = tf.round(tf.cast(x, tf.float64) / steps) * 2.0 ** tf.maximum(exponent, 0.0)
-    wide = tf.floor(integers * tf.round(factor * 2.0 ** (31.0 - exponent)) / 2.0**31 + 0.5)
-    codes = tf.abs(wide) * 2.0 ** tf.minimum(exponent, 0.0)
-    codes = tf.cast(tf.sign(wide) * tf.floor(codes + 0.5), tf.float32)
-    codes = tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point)
-    return tf.cast(codes * scale, x.dtype)
 
 
 @tf.custom_gradient

@@ -48,7 +48,8 @@ class Insertion:
         self._owners: dict[int, Settings] = {}  # id of an open tensor -> whose rounding it awaits
         self._rounded: dict[int, Any] = {}  # id of a tensor -> the tensor rounded
         self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
-        self._sums: dict[int, Any] = {}  # id of a tensor -> what its integers are made of
+        # id of a tensor -> how its kernel rounds, and what it makes the tensor of
+        self._kernels: dict[int, tuple[str, Any]] = {}
         self._open: set[int] = set()
         self._nonnegative: set[int] = set()
         self._wrappers: dict[int, Any] = {}
@@ -75,15 +76,17 @@ class Insertion:
             args, kwargs = self._map(args, kwargs, node)
         if how is Way.KERNEL and self._quantize == "both":
             y, sums = self._wrapper(node.operation, copy)(args[0], self._grids[id(args[0])])
-            self._sums[id(y)] = sums
+            self._kernels[id(y)] = "sums", sums
         elif how is Way.ROOT:
             name = self._names.unique(f"{node.operation.name}_root")
             y = InverseRoot(name=name)(args[0], self._grids[id(args[0])])
-            self._sums[id(y)] = [self._grids[id(args[0])]]
+            self._kernels[id(y)] = "roots", self._grids[id(args[0])]
         else:
             y = copy(*args, **kwargs)
         if how is Way.PRODUCT:
-            self._sums[id(y)] = [self._grids[id(x)] for x in args[:2]]
+            self._kernels[id(y)] = "products", [self._grids[id(x)] for x in args[:2]]
+        if type(node.operation).__name__ in ("Add", "Subtract"):
+            self._note_sum(y, args, type(node.operation).__name__.lower())
         return self._output(node, how, args, y)
 
     def _output(self, node: Any, how: Way, args: Any, y: Any) -> Any:
@@ -109,8 +112,8 @@ class Insertion:
         elif how in (Way.RELU, Way.SELECT) and id(x) in self._owners:
             self._owners[id(y)] = self._owners[id(x)]
         keeps = how in (Way.RELU, Way.SELECT) or isinstance(node.operation, CausalMask)
-        if keeps and id(x) in self._sums:
-            self._sums[id(y)] = self._sums[id(x)]
+        if keeps and id(x) in self._kernels and x.shape == y.shape:
+            self._kernels[id(y)] = self._kernels[id(x)]
         is_relu = how is Way.RELU or _activation(node.operation) in ("relu", "relu6")
         if is_relu or (how is Way.SELECT and id(x) in self._nonnegative):
             self._nonnegative.add(id(y))
@@ -147,12 +150,13 @@ class Insertion:
         name = f"{node.operation.name}_range"
         if "bounds" in options:
             bits = 16 if bits > 8 else 8
-        sums, shared = self._sums.get(id(y)), node.operation.name
+        options["rounding"], parts = self._kernels.get(id(y), (None, None))
+        shared = node.operation.name
         if shared not in self._shared:
-            return self._rounded_by(self._quantizer(name, own, bits, **options), y, sums)
+            return self._rounded_by(self._quantizer(name, own, bits, **options), y, parts)
         if self._shared[shared] is None:
             self._shared[shared] = self._quantizer(name, own, bits, **options)
-        return self._rounded_by(self._shared[shared], y, sums)
+        return self._rounded_by(self._shared[shared], y, parts)
 
     def _quantizer(self, name: str, own: Settings, bits: int, **options: Any) -> FakeQuantize:
         name = self._names.unique(name)
@@ -162,8 +166,14 @@ class Insertion:
             self.methods[name] = own.ranges or "min_max"
         return FakeQuantize(name=name, bits=bits, **options)
 
-    def _rounded_by(self, quantizer: FakeQuantize, y: Any, sums: Any = None) -> Any:
-        rounded, grid = quantizer(y, sums)
+    def _note_sum(self, y: Any, args: Any, word: str) -> None:
+        """Keeps what two tensors a sum is made of."""
+        tensors = keras.tree.flatten(args)
+        if len(tensors) == 2 and all(id(x) in self._grids for x in tensors):
+            self._kernels[id(y)] = word, [(x, self._grids[id(x)]) for x in tensors]
+
+    def _rounded_by(self, quantizer: FakeQuantize, y: Any, parts: Any = None) -> Any:
+        rounded, grid = quantizer(y, parts)
         self._grids[id(rounded)] = grid
         self._bits[id(rounded)] = quantizer.bits
         return rounded
@@ -219,7 +229,7 @@ class Insertion:
         return len(grids) > 1 and len(sources) == 1 and None not in sources
 
     def _passed_on(self, x: Any, y: Any) -> Any:
-        mappings: list[dict[int, Any]] = [self._grids, self._sums, self._bits, self._owners]
+        mappings: list[dict[int, Any]] = [self._grids, self._kernels, self._bits, self._owners]
         for known in mappings:
             if id(x) in known:
                 known[id(y)] = known[id(x)]

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import require
-from tfcompress.wrappers.fake_quantize import step
+from tfcompress.wrappers.rounding import step
 
 # How far below all others a score lies that is masked: e**-8 is a twelfth of a step of softmax.
 _MASKED = 8.0

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfcompress import graph
 from tfcompress.quantization import Codes, fit, snap
-from tfcompress.wrappers.fake_quantize import step
 from tfcompress.wrappers.learned import Stop, learn_kernel_step, learned_weight
+from tfcompress.wrappers.rounding import step
 
 # Layers whose kernel TFLite holds in int8: its variable, and the axes of its output channels.
 _LAYERS = keras.layers

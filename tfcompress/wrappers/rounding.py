@@ -1,0 +1,100 @@
+"""How TFLite's integer kernels round what they compute, to the last bit.
+
+Each function takes a float tensor that tells the kernel's integers exactly, or nearly so, the range
+(low, high) of its result, and what the kernel makes it of; it returns values of the range's codes.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+def step(low: Any, high: Any) -> Any:
+    """Returns the distance of two codes, float64, as the converter computes it from a range."""
+    return (tf.cast(high, tf.float64) - tf.cast(low, tf.float64)) / 255.0
+
+
+def codes_of(low: Any, high: Any) -> tuple[Any, Any]:
+    """Returns the distance of a range's codes in int8, and the code of 0, as float32."""
+    scale = step(low, high)
+    zero_point = tf.round(-128.0 - tf.math.divide_no_nan(tf.cast(low, tf.float64), scale))
+    return tf.cast(scale, tf.float32), tf.cast(zero_point, tf.float32)
+
+
+def round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
+    """Rounds sums of products as XNNPACK does, to the last bit.
+
+    The float `x` tells the integer sum exactly; the kernel multiplies that by one float32 factor
+    and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is rounded itself.
+    """
+    scale, zero_point = codes_of(low, high)
+    integers = tf.round(tf.math.divide_no_nan(x, sums))
+    codes = tf.where(sums > 0.0, integers * (sums / scale), x / scale)
+    codes = tf.clip_by_value(tf.round(codes), -128.0 - zero_point, 127.0 - zero_point)
+    return codes * scale
+
+
+def round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
+    """Rounds sums of products of two tensors as the kernel does that gets them.
+
+    XNNPACK takes only those whose second tensor has its zero at code 0.
+    """
+    (first, _), (second, zero) = (codes_of(*tf.unstack(bounds)) for bounds in ranges)
+    steps = first * second
+    twice = _round_twice(x, low, high, steps, steps / codes_of(low, high)[0])
+    return tf.where(zero == 0.0, round_sums(x, low, high, steps), twice)
+
+
+def round_roots(x: Any, low: Any, high: Any, bounds: Any) -> Any:
+    """Rounds inverse roots of a range's codes, which TFLite's kernel has with 20 binary places."""
+    root = tf.sqrt(codes_of(*tf.unstack(bounds))[0])
+    return _round_twice(x, low, high, 2.0**-20 / root, 2.0**-20 / (root * codes_of(low, high)[0]))
+
+
+def _round_twice(x: Any, low: Any, high: Any, steps: Any, factor: Any) -> Any:
+    """Rounds as TFLite's own kernels do: to more binary places, then to a code.
+
+    steps: of the kernel's integers. factor: a step in steps of the output.
+    """
+    scale, zero_point = codes_of(low, high)
+    steps, factor = tf.cast(steps, tf.float64), tf.cast(factor, tf.float64)
+    exponent = tf.floor(tf.math.log(factor) / math.log(2.0)) + 1.0
+    integers = tf.round(tf.cast(x, tf.float64) / steps) * 2.0 ** tf.maximum(exponent, 0.0)
+    wide = tf.floor(integers * tf.round(factor * 2.0 ** (31.0 - exponent)) / 2.0**31 + 0.5)
+    codes = tf.abs(wide) * 2.0 ** tf.minimum(exponent, 0.0)
+    codes = tf.cast(tf.sign(wide) * tf.floor(codes + 0.5), tf.float32)
+    codes = tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point)
+    return tf.cast(codes * scale, x.dtype)
+
+
+def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> Any:
+    """Rounds the sum of two tensors as XNNPACK does: their codes times integers of 21 bits.
+
+    parts: ((tensor, its range), (tensor, its range)). `x` is the sum, or its ReLU.
+    """
+    scale, zero_point = codes_of(low, high)
+    steps = [codes_of(*tf.unstack(bounds))[0] for _, bounds in parts]
+    factors = tf.stack(steps) / scale
+    exponent = 20.0 - tf.floor(tf.math.log(tf.reduce_max(factors)) / math.log(2.0))
+    factors = tf.cast(tf.round(factors * 2.0**exponent), tf.int32)
+    a, b = (
+        tf.cast(tf.round(tf.math.divide_no_nan(tf.cast(tensor, tf.float32), scale)), tf.int32)
+        for (tensor, _), scale in zip(parts, steps, strict=True)
+    )
+    shift = tf.cast(exponent, tf.int32)
+    total = a * factors[0] + sign * b * factors[1] + tf.bitwise.left_shift(1, shift - 1)
+    codes = tf.cast(tf.bitwise.right_shift(total, shift), tf.float32)
+    codes = tf.clip_by_value(codes, tf.floor(x / scale), tf.math.ceil(x / scale))
+    return tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point) * scale
+
+
+ROUNDINGS: dict[str, Callable[..., Any]] = {
+    "sums": round_sums,
+    "products": round_products,
+    "roots": round_roots,
+    "add": round_sum_of_two,
+    "subtract": functools.partial(round_sum_of_two, sign=-1),
+}
