@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -215,6 +216,18 @@ def test_a_layer_without_integer_kernel_stays_float_with_a_warning():
         content = tflite.convert(model, "int8", IMAGES)
     assert "ROUND" in tflite.audit(content).float_operators
     assert "CONV_2D" not in tflite.audit(content).float_operators
+
+
+def test_layer_normalization_is_full_integer():
+    """The converter alone leaves its NEG float."""
+    x = np.random.default_rng(0).normal(size=(32, 6, 8)).astype(np.float32)
+    inputs = keras.Input((6, 8))
+    model = keras.Model(inputs, layers.Dense(3)(layers.LayerNormalization()(inputs)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        content = tflite.convert(model, "int8", x)
+    assert tflite.audit(content).full_integer
+    assert tflite.compare(model, content, x).relative_error < 0.1
 
 
 def test_an_unbuilt_model_is_refused():

@@ -105,6 +105,10 @@ def convert(
         _check_learned_bits(model)
     if request.plain and not (scheme in ("int8", "int16x8") and _holds_codes(model)):
         content = _converted(model, inference, specs, scheme, arrays)
+        if scheme == "int8" and arrays is not None and not audit(content).full_integer:
+            # Of some operators that it leaves float, as NEG, there are integer forms.
+            other, found = _quantized(model, inference, drawn, specs, request, arrays)
+            content, notes = (other, found) if audit(other).full_integer else (content, notes)
     else:
         content, notes = _quantized(model, inference, drawn, specs, request, arrays)
     content = slim(_name_ends(content, model, inference, specs), keep_names)
