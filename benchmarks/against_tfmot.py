@@ -5,30 +5,27 @@
 Both start from the same trained weights and take the same stages (prune, cluster,
 quantization-aware training, int8 .tflite) with the same data, batches, epochs, sparsities and
 seeds. Clusters and the learning rates that train them are each side's own (`--same`: tfmot's for
-both). Each works in a process of its own, tfmot on `tf_keras`; the two take turns epoch by epoch,
-so that both are timed under the same load, and never run at the same time. An epoch's time leaves
-out its first steps, in which graphs are traced and compiled.
+both). With `--one-fit` tfcompress prunes, clusters and quantizes in a single `fit`, of as many
+epochs as tfmot's three together. Each works in a process of its own, tfmot on `tf_keras`; the two
+take turns epoch by epoch, so that both are timed under the same load, and never run at the same
+time. An epoch's time is that of the processor (`turns.train`).
 """
 
 import argparse
 import dataclasses
 import importlib
 import json
-import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
+import turns
 
 HERE = pathlib.Path(__file__).resolve().parent
 SIDES = ("tfmot", "tfcompress")
 STAGES = ("prune", "cluster", "quantize")
-BATCH = 128
-UNTIMED_STEPS = 20
 SAMPLES = 200
 
 
@@ -88,72 +85,29 @@ def main(arguments=None):
 def compare(options, network, seed):
     """Trains the network once, then lets both sides compress it in turns; returns their results."""
     with tempfile.TemporaryDirectory() as folder:
-        baseline = Side("tfcompress", "train", options, network, seed, folder).finish()
-        sides = {side: Side(side, "compress", options, network, seed, folder) for side in SIDES}
-        while any(side.result is None for side in sides.values()):
-            for side in sides.values():
-                if side.result is None:
-                    side.take_turn()
+        baseline = start("tfcompress", "train", options, network, seed, folder)
+        turns.in_turns([baseline])
+        sides = {side: start(side, "compress", options, network, seed, folder) for side in SIDES}
+        turns.in_turns(sides.values())
         for name, side in sides.items():
             file = pathlib.Path(folder, f"{name}.tflite")
             side.result |= read_back(file, options.data, options.validation)
-        return {"baseline": baseline} | {name: side.result for name, side in sides.items()}
+        return {"baseline": baseline.result} | {name: side.result for name, side in sides.items()}
 
 
-class Side:
-    """A process that works while it has the turn: from a line on stdin to its next on stdout."""
-
-    def __init__(self, side, task, options, network, seed, folder):
-        self.name = f"{side} {network} seed {seed}"
-        self.result = None
-        command = [sys.executable, __file__, "--side", side, "--task", task]
-        command += ["--data", options.data, "--networks", network, "--seeds", str(seed)]
-        command += ["--folder", folder, "--epochs", str(options.epochs or 0)]
-        command += ["--validation"] * options.validation + ["--same"] * options.same
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def take_turn(self):
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
-        message = json.loads(line)
-        if "epoch" in message:
-            print(f"{self.name}: {message['epoch']}", file=sys.stderr)
-        else:
-            self.result = message
-            self._process.communicate()
-
-    def finish(self):
-        while self.result is None:
-            self.take_turn()
-        return self.result
-
-
-class Turn:
-    """The worker's end of `Side`."""
-
-    def __init__(self):
-        # Whatever a library prints goes to stderr: stdout carries the messages alone.
-        self._messages = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
-
-    def wait(self):
-        if not sys.stdin.readline():
-            sys.exit(1)
-
-    def hand_over(self, message):
-        self._messages.write(json.dumps(message) + "\n")
-        self._messages.flush()
+def start(side, task, options, network, seed, folder):
+    """Returns the process of one side, which waits for its turn."""
+    command = [sys.executable, __file__, "--side", side, "--task", task]
+    command += ["--data", options.data, "--networks", network, "--seeds", str(seed)]
+    command += ["--folder", folder, "--epochs", str(options.epochs or 0)]
+    command += ["--validation"] * options.validation + ["--same"] * options.same
+    command += ["--one-fit"] * options.one_fit
+    return turns.Side(f"{side} {network} seed {seed}", command)
 
 
 def work(options):
     """Does one side's task in this process and hands over its result."""
-    turn = Turn()
-    turn.wait()
+    turn = turns.Turn()
     network, seed = options.networks[0], options.seeds[0]
     settings = NETWORKS[network]
     if options.side == "tfcompress" and not options.same:
@@ -167,11 +121,14 @@ def work(options):
     stages = {}
 
     def fit_for(stage):
-        number = ("train", *STAGES).index(stage)
-        epochs, rate = settings.epochs[number], settings.rates[number]
+        if stage == "one fit":
+            epochs, rate = sum(settings.epochs[1:]), settings.rates[1]
+        else:
+            number = ("train", *STAGES).index(stage)
+            epochs, rate = settings.epochs[number], settings.rates[number]
 
         def fit(model, callbacks):
-            timed = train(chain.keras, turn, model, callbacks, (x, y), stage, epochs, rate)
+            timed = turns.train(chain.keras, turn, model, callbacks, (x, y), stage, epochs, rate)
             accuracy = model.evaluate(x_test, y_test, batch_size=500, verbose=0)[1]
             stages[stage] = {"epoch_seconds": timed, "accuracy": accuracy}
 
@@ -184,10 +141,15 @@ def work(options):
         return
     with np.load(weights) as arrays:
         model.set_weights(list(arrays.values()))
-    end_step = settings.epochs[1] * -(-len(x) // BATCH) * 3 // 4
-    model = chain.prune(model, fit_for("prune"), settings.sparsities, end_step)
-    model = chain.cluster(model, fit_for("cluster"), settings.clusters)
-    model = chain.quantize(model, fit_for("quantize"), x[:SAMPLES])
+    steps = [epochs * -(-len(x) // turns.BATCH) for epochs in settings.epochs[1:]]
+    end_step = steps[0] * 3 // 4
+    if options.one_fit and options.side == "tfcompress":
+        how = settings.sparsities, end_step, settings.clusters, steps
+        model = chain.one_fit(model, fit_for("one fit"), x[:SAMPLES], *how)
+    else:
+        model = chain.prune(model, fit_for("prune"), settings.sparsities, end_step)
+        model = chain.cluster(model, fit_for("cluster"), settings.clusters)
+        model = chain.quantize(model, fit_for("quantize"), x[:SAMPLES])
     flatbuffer = chain.convert(model)
     pathlib.Path(options.folder, f"{options.side}.tflite").write_bytes(flatbuffer)
     turn.hand_over({"settings": dataclasses.asdict(settings), "stages": stages})
@@ -207,34 +169,6 @@ def load(path, validation):
         )
     x, y = x[:-5000], y[:-5000]
     return (x[..., None] / np.float32(255), y, x_test[..., None] / np.float32(255), y_test)
-
-
-def train(keras, turn, model, callbacks, data, stage, epochs, rate):
-    """Trains one stage in turns, epoch by epoch, and returns the seconds that each epoch took."""
-    steps = -(-len(data[0]) // BATCH)
-    timed = []
-
-    class Turns(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == UNTIMED_STEPS:
-                self.started = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            seconds = time.perf_counter() - self.started
-            timed.append(seconds * steps / (steps - UNTIMED_STEPS - 1))
-            progress = f"{stage} {epoch + 1}/{epochs} {timed[-1]:.2f} s loss {logs['loss']:.4f}"
-            turn.hand_over({"epoch": progress})
-            turn.wait()
-
-    model.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.PolynomialDecay(rate, epochs * steps, rate / 10)
-        ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    model.fit(*data, batch_size=BATCH, epochs=epochs, callbacks=[*callbacks, Turns()], verbose=0)
-    return timed
 
 
 def read_back(path, data, validation):
@@ -263,7 +197,8 @@ def table(network, runs):
 
     baseline = statistics.mean(run["baseline"]["stages"]["train"]["accuracy"] for run in runs)
     rows = []
-    for stage in STAGES:
+    stages = [stage for stage in STAGES if stage in runs[0]["tfcompress"]["stages"]]
+    for stage in stages:
         accuracy = mean(lambda side, stage=stage: side["stages"][stage]["accuracy"])
         rows.append((f"accuracy after {stage} (Keras)", accuracy, "{:.2%}", None))
     accuracy = mean(lambda side: side["accuracy"])
@@ -286,7 +221,7 @@ def table(network, runs):
             ratio = 100 * (values["tfcompress"] - values["tfmot"])
         cells = "".join(f"{form.format(values[side]):>12}" for side in SIDES)
         lines.append(f"{label:36}{cells}   {compared.format(ratio) if compared else ''}".rstrip())
-    for stage in STAGES:
+    for stage in stages:
         pairs = [
             pair
             for run in runs
@@ -297,6 +232,14 @@ def table(network, runs):
         cells = "".join(f"{statistics.median(times):>11.2f}s" for times in zip(*pairs, strict=True))
         ratio = statistics.median(ours / theirs for theirs, ours in pairs)
         lines.append(f"{'seconds per epoch, ' + stage:36}{cells}   {ratio:.3f}x")
+    totals = [
+        statistics.mean(
+            sum(sum(s["epoch_seconds"]) for s in run[side]["stages"].values()) for run in runs
+        )
+        for side in SIDES
+    ]
+    cells = "".join(f"{seconds:>11.0f}s" for seconds in totals)
+    lines.append(f"{'seconds of all epochs':36}{cells}   {totals[1] / totals[0]:.3f}x")
     return "\n".join(lines) + "\n"
 
 
@@ -316,6 +259,9 @@ def _parse(arguments):
         "--validation",
         action="store_true",
         help="judge by the last 5,000 training images, to choose settings, not by the test images",
+    )
+    parser.add_argument(
+        "--one-fit", action="store_true", help="tfcompress: all stages in one fit of all epochs"
     )
     parser.add_argument("--same", action="store_true", help="tfmot's settings for both sides")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save all results here")

@@ -32,6 +32,47 @@ def lenet5(keras, seed=0):
     )
 
 
+def lenet5_unbiased(keras, seed=0):
+    """LeNet-5 whose convolutions have a BatchNorm instead of a bias, logits."""
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.InputLayer((28, 28, 1))]
+    for number, filters in enumerate((20, 50), 1):
+        layers += [
+            keras.layers.Conv2D(filters, 5, use_bias=False, name=f"conv{number}"),
+            keras.layers.BatchNormalization(name=f"norm{number}"),
+            keras.layers.ReLU(name=f"relu{number}"),
+            keras.layers.MaxPooling2D(name=f"pool{number}"),
+        ]
+    layers += [
+        keras.layers.Flatten(name="flatten"),
+        keras.layers.Dense(500, activation="relu", name="fc1"),
+        keras.layers.Dense(10, name="fc2"),
+    ]
+    return keras.Sequential(layers)
+
+
+def resnet8(keras, seed=0):
+    """MLPerf Tiny's ResNet-8 for 32 x 32 x 3 images and ten classes: 78,666 parameters, logits."""
+    keras.utils.set_random_seed(seed)
+
+    def convolved(x, filters, size, strides=1):
+        options = {"padding": "same", "kernel_initializer": "he_normal"}
+        return keras.layers.Conv2D(filters, size, strides, **options)(x)
+
+    def normalized(x):
+        return keras.layers.BatchNormalization()(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.ReLU()(normalized(convolved(inputs, 16, 3)))
+    for filters, strides in ((16, 1), (32, 2), (64, 2)):
+        y = keras.layers.ReLU()(normalized(convolved(x, filters, 3, strides)))
+        y = normalized(convolved(y, filters, 3))
+        x = convolved(x, filters, 1, strides) if strides > 1 else x
+        x = keras.layers.ReLU()(keras.layers.Add()([x, y]))
+    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
 def mobilenet(keras, seed=0, width=0.25, size=96):
     """MobileNetV1 of the given width for `size` x `size` x 3 images and ten classes, logits."""
     keras.utils.set_random_seed(seed)

@@ -1,19 +1,27 @@
-"""Times a training step with tfcompress against the same step of plain `fit`.
+"""Times what tfcompress adds: a training step against plain `fit`, an export against TFLite's own.
 
     python benchmarks/overhead.py
 
 Every variant is a real `model.fit` with its real callbacks, Adam, and the same batches, in a
 thread of its own; one thread runs at a time. They run in rounds: in a round each variant, in random
-order, trains 100 steps, so that the mask update that is due every 100 steps is in each measurement.
-Tracing, compilation and the first steps are left out. Reported is the median over the rounds of the
-ratio to plain `fit` in the same round, with the quartiles: it holds on a machine with neighbours.
+order, trains 100 steps, so that the mask update that is due every 100 steps is in each measurement
+(`--steps`: fewer suffice for the other variants). Tracing, compilation and the first steps are left
+out. Reported is the median over the rounds of the ratio to plain `fit` in the same round, with the
+quartiles. Times are those of the processor, all threads together, so that they hold on a machine
+with neighbours; `taskset -c 0` has them be those of the clock of an idle core.
 
 `--tfmot` times TensorFlow Model Optimization the same way, in a process of its own after
 tfcompress's, against its own plain `fit` of `tf_keras`.
+
+The export is MobileNetV2's (224 x 224, random weights) as full-integer int8, calibrated with
+`--samples`: `tfc.convert`, which also runs the file and compares it, against the bare
+`tf.lite.TFLiteConverter`, in turns.
 """
 
 import argparse
+import functools
 import json
+import operator
 import os
 import pathlib
 import random
@@ -28,11 +36,13 @@ import numpy as np
 
 NETWORKS = {
     "lenet5": (architectures.lenet5, (28, 28, 1), 128),
-    "mobilenet": (architectures.mobilenet, (96, 96, 3), 32),
+    "resnet8": (architectures.resnet8, (32, 32, 3), 128),
+    "mobilenet0.25": (architectures.mobilenet, (96, 96, 3), 32),
+    "mobilenet0.5": (functools.partial(architectures.mobilenet, width=0.5), (96, 96, 3), 32),
 }
 VARIANTS = ("prune", "cluster", "quantize", "all")
-LIMITS = {"prune": 1.05, "cluster": 1.15, "all": 1.8}
-STEPS = 100
+LIMITS = {"prune": 1.05, "cluster": 1.15, "quantize": 1.5, "all": 1.8}
+EXPORT_LIMIT = 1.2
 WARM_UP_STEPS = 20
 FOREVER = 10**6
 
@@ -40,19 +50,27 @@ FOREVER = 10**6
 def main(arguments=None):
     options = _parse(arguments)
     if options.side:
-        print(json.dumps(measure(options)))
+        print(json.dumps(export_seconds(options) if options.side == "export" else measure(options)))
         return 0
     results = {}
-    for side in ("tfcompress", "tfmot") if options.tfmot else ("tfcompress",):
+    sides = ("tfcompress", "tfmot") if options.tfmot else ("tfcompress",)
+    for side in (*sides, "export") if options.samples else sides:
         command = [sys.executable, __file__, "--side", side, *(arguments or sys.argv[1:])]
         environment = os.environ | ({"TF_USE_LEGACY_KERAS": "1"} if side == "tfmot" else {})
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
         if answer.returncode:
             return answer.returncode
         results[side] = json.loads(answer.stdout.splitlines()[-1])
-    print(table(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
+    export = results.pop("export", None)
+    print(table(results))
+    if export:
+        print(f"MobileNetV2 as int8, {options.samples} samples: time of an export")
+        print(f"  TFLiteConverter {statistics.median(export['plain']):8.1f} s")
+        ratio = statistics.median(map(operator.truediv, export["tfcompress"], export["plain"]))
+        seconds = statistics.median(export["tfcompress"])
+        print(f"  tfcompress      {seconds:8.1f} s {ratio:.3f}x{EXPORT_LIMIT:>9.2f}x")
     return 0
 
 
@@ -72,7 +90,7 @@ def measure(options):
         order = random.Random(0)
         for number in range(options.rounds):
             for name in order.sample(list(fits), len(fits)):
-                seconds[name].append(fits[name].train(STEPS) / STEPS)
+                seconds[name].append(fits[name].train(options.steps) / options.steps)
             plain = seconds["plain"][-1]
             ratios = " ".join(f"{name} {seconds[name][-1] / plain:.3f}" for name in fits)
             print(f"{network} round {number + 1}: {ratios}", file=sys.stderr)
@@ -80,6 +98,42 @@ def measure(options):
             fit.stop()
         results[network] = seconds
     return results
+
+
+def export_seconds(options):
+    """Returns the seconds of each export by the bare converter ("plain") and by tfcompress."""
+    import keras
+    import quantization_coverage as coverage
+    import tensorflow as tf
+
+    import tfcompress as tfc
+
+    keras.utils.set_random_seed(0)
+    random_numbers = np.random.default_rng(0)
+    model = keras.applications.MobileNetV2(weights=None)
+    x = random_numbers.uniform(-1, 1, (options.samples, 224, 224, 3)).astype(np.float32)
+    coverage.enliven(model, random_numbers)
+    coverage.measure(keras, model, x)
+
+    def plain():
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([row[np.newaxis]] for row in x)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        converter.convert()
+
+    exports = {"plain": plain, "tfcompress": lambda: tfc.convert(model, "int8", x)}
+    seconds = {name: [] for name in exports}
+    for number in range(options.exports + 1):
+        for name, export in exports.items():
+            started = time.process_time()
+            export()
+            took = time.process_time() - started
+            print(f"export {number} {name}: {took:.1f} s", file=sys.stderr)
+            if number > 0:  # the first ones load what the others find loaded
+                seconds[name].append(took)
+    return seconds
 
 
 class PacedFit:
@@ -125,13 +179,13 @@ class PacedFit:
 
     def train(self, steps):
         """Trains `steps` steps and returns the seconds that they took."""
-        started = time.perf_counter()
+        started = time.process_time()
         self._left = steps
         self._go.release()
         self._done.acquire()
         if self._error is not None:
             raise self._error
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     def stop(self):
         """Ends the fit."""
@@ -233,12 +287,15 @@ def _parse(arguments):
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument(
         "--variants",
-        nargs="+",
+        nargs="*",
         choices=VARIANTS,
         default=VARIANTS,
         help="only these, beside plain",
     )
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=100, help="of each variant in a round")
+    parser.add_argument("--samples", type=int, default=100, help="of the export; 0: no export")
+    parser.add_argument("--exports", type=int, default=3, help="exports to time of each kind")
     parser.add_argument(
         "--jit",
         choices=("auto", "true", "false"),
@@ -247,7 +304,7 @@ def _parse(arguments):
     )
     parser.add_argument("--tfmot", action="store_true", help="time tfmot too")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save all results here")
-    parser.add_argument("--side", choices=("tfcompress", "tfmot"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("tfcompress", "tfmot", "export"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -38,14 +38,14 @@ def prune(model, fit, sparsities, end_step):
     return tfmot.sparsity.keras.strip_pruning(model)
 
 
-def cluster(model, fit, clusters):
-    """Clusters each kernel, the zeros kept, and trains the centroids."""
+def cluster(model, fit, clusters, preserve_sparsity=True, per_channel=False):
+    """Clusters each kernel, or each channel of a convolution, and trains the centroids."""
     model = sparse_clustering.cluster_weights(
         model,
         number_of_clusters=clusters,
         cluster_centroids_init=tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
-        preserve_sparsity=True,
-        cluster_per_channel=False,
+        preserve_sparsity=preserve_sparsity,
+        cluster_per_channel=per_channel,
     )
     fit(model, [])
     return tfmot.clustering.keras.strip_clustering(model)
@@ -63,10 +63,11 @@ def quantize(model, fit, samples):
     return cluster_preserve.cluster_utils.strip_clustering_cqat(model)
 
 
-def convert(model):
-    """Returns the full-integer int8 file."""
+def convert(model, scheme="int8"):
+    """Returns the full-integer int8 file, or the float32 one."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = tf.int8
-    converter.inference_output_type = tf.int8
+    if scheme == "int8":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.int8
+        converter.inference_output_type = tf.int8
     return converter.convert()

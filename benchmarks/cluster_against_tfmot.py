@@ -1,0 +1,279 @@
+"""Compares clustering while training with TensorFlow Model Optimization: accuracy, bytes, time.
+
+    python benchmarks/cluster_against_tfmot.py --mnist mnist.npz \\
+        --model mlperf_tiny_resnet8.h5 --images cifar10-jpeg.tar.gz --baseline resnet8.keras
+
+LeNet-5 on MNIST and ResNet-8 on CIFAR-10 as JPEG files. From the same trained weights both sides
+cluster every kernel to 8, 16 and 32 values, each in its own best way, and train with the same
+batches for as many epochs; the result is a float32 .tflite whose accuracy on the test images and
+whose bytes, deflated, are read from the file itself. tfmot starts with k-means++ and finds the
+clusters again at each step. Each side works in a process of its own, tfmot on `tf_keras`; the two
+take turns epoch by epoch.
+
+`unbiased` is LeNet-5 with BatchNorm instead of biases, clustered per channel of its convolutions:
+"values" is the largest number of distinct values in an output channel of a convolution's kernel, or
+else in a kernel.
+
+`--baseline` is the fine-tuned ResNet-8 (by `channel_pruning.py --stages baseline`); without it the
+.h5 file's weights are taken as they are. `--number` of training images: fewer are
+faster.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+
+import architectures
+import numpy as np
+import turns
+
+HERE = pathlib.Path(__file__).resolve().parent
+SIDES = ("tfmot", "tfcompress")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a network is trained: epochs and rate before, epochs of clustering, and of each side the
+    rate and what its `cluster` is told. Images are divided by `scale`."""
+
+    scale: float
+    before: tuple[int, float]
+    epochs: int
+    rates: dict[str, float]
+    options: dict[str, dict]
+
+
+MNIST = Settings(
+    scale=255,
+    before=(4, 1e-3),
+    epochs=3,
+    rates={"tfmot": 3e-4, "tfcompress": 1e-3},
+    options={"tfmot": {"preserve_sparsity": False}, "tfcompress": {"method": "entropy_kmeans"}},
+)
+NETWORKS = {
+    "lenet5": MNIST,
+    "resnet8": dataclasses.replace(MNIST, scale=1, before=(0, 0.0), epochs=2),
+    "unbiased": dataclasses.replace(
+        MNIST,
+        epochs=1,
+        options={
+            "tfmot": {"preserve_sparsity": False, "per_channel": True},
+            "tfcompress": {"method": "kmeans", "per": "channel"},
+        },
+    ),
+}
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    if options.side:
+        work(options)
+        return 0
+    results = {}
+    for network in options.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            results[network] = compare(options, network, pathlib.Path(folder))
+        print(table(network, results[network]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+    return 0
+
+
+def compare(options, network, folder):
+    """Trains the network, has both sides cluster it in turns, and returns what their files show."""
+    np.savez(folder / "data.npz", **images(options, network))
+    baseline = start("tfcompress", "train", options, network, folder)
+    turns.in_turns([baseline])
+    sides = {side: start(side, "cluster", options, network, folder) for side in SIDES}
+    turns.in_turns(sides.values())
+    x, y = load(folder, network)[2:]
+    results = {"baseline": read_back(folder / "baseline.tflite", x, y)}
+    for clusters in options.clusters:
+        results[clusters] = {
+            name: side.result[str(clusters)] | read_back(folder / f"{name}{clusters}.tflite", x, y)
+            for name, side in sides.items()
+        }
+    return results
+
+
+def start(side, task, options, network, folder):
+    """Returns the process of one side, which waits for its turn."""
+    command = [sys.executable, __file__, "--side", side, "--task", task, "--networks", network]
+    command += ["--folder", str(folder), "--model", str(options.model)]
+    command += ["--baseline", str(options.baseline)] if options.baseline else []
+    command += ["--epochs", str(options.epochs)] if options.epochs else []
+    command += ["--seed", str(options.seed), "--clusters", *map(str, options.clusters)]
+    return turns.Side(f"{side} {network}", command)
+
+
+def images(options, network):
+    """Returns the arrays to train on and to judge by, uint8.
+
+    With `--validation` these are the last 5,000 training images, which are never trained on.
+    """
+    if network == "resnet8":
+        import channel_pruning
+
+        options.output.mkdir(parents=True, exist_ok=True)
+        channel_pruning.load_images(options.images, options.output)
+        path = options.output / "images.npz"
+    else:
+        path = options.mnist
+    with np.load(path, allow_pickle=False) as arrays:
+        x, y, x_test, y_test = (arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
+    order = np.random.default_rng(options.seed).permutation(len(x))
+    used, judged = order[:-5000][: options.number], order[-5000:]
+    if options.validation:
+        x_test, y_test = x[judged], y[judged]
+    return {"x": x[used], "y": y[used], "x_test": x_test, "y_test": y_test}
+
+
+def load(folder, network):
+    """Returns images and labels to train on and to judge by, float32."""
+    with np.load(folder / "data.npz") as arrays:
+        x, y, x_test, y_test = arrays.values()
+    if x.ndim == 3:
+        x, x_test = x[..., None], x_test[..., None]
+    scale = np.float32(NETWORKS[network].scale)
+    return x / scale, y, x_test / scale, y_test
+
+
+def work(options):
+    """Trains or clusters in this process and hands over the results."""
+    turn = turns.Turn()
+    network, folder = options.networks[0], pathlib.Path(options.folder)
+    settings = NETWORKS[network]
+    x, y, _, _ = load(folder, network)
+    chain = importlib.import_module(f"{options.side}_chain")
+
+    def fit(model, callbacks, epochs, rate, title):
+        logits = network != "resnet8"
+        return turns.train(
+            chain.keras, turn, model, callbacks, (x, y), title, epochs, rate, logits=logits
+        )
+
+    if options.task == "train":
+        model = build(chain.keras, network, options)
+        if options.baseline and network == "resnet8":
+            trained = chain.keras.models.load_model(options.baseline, compile=False)
+            set_weights(model, weights_of(trained))
+        epochs, rate = settings.before
+        if epochs:
+            fit(model, [], epochs, rate, "train")
+        np.savez(folder / "baseline.npz", **weights_of(model))
+        (folder / "baseline.tflite").write_bytes(chain.convert(model, "float32"))
+        turn.hand_over({})
+        return
+    results = {}
+    for clusters in options.clusters:
+        model = build(chain.keras, network, options)
+        with np.load(folder / "baseline.npz") as weights:
+            set_weights(model, weights)
+        chain.keras.utils.set_random_seed(options.seed)
+        seconds = []
+
+        def train(model, callbacks, clusters=clusters, seconds=seconds):
+            epochs = options.epochs or settings.epochs
+            rate = settings.rates[options.side]
+            seconds += fit(model, callbacks, epochs, rate, f"{clusters} clusters")
+
+        model = chain.cluster(model, train, clusters, **settings.options[options.side])
+        content = chain.convert(model, "float32")
+        (folder / f"{options.side}{clusters}.tflite").write_bytes(content)
+        by_channel = network == "unbiased"
+        results[clusters] = {"seconds": seconds, "values": most_values(model, by_channel)}
+    turn.hand_over(results)
+
+
+def build(keras, network, options):
+    if network == "resnet8":
+        return keras.models.load_model(options.model, compile=False)
+    return getattr(architectures, {"unbiased": "lenet5_unbiased"}.get(network, network))(keras)
+
+
+def weights_of(model):
+    return {
+        f"{layer.name}:{number}": w
+        for layer in model.layers
+        for number, w in enumerate(layer.get_weights())
+    }
+
+
+def set_weights(model, weights):
+    """Gives the model weights of `weights_of`; both Kerases name layers and order weights alike."""
+    for layer in model.layers:
+        layer.set_weights([weights[f"{layer.name}:{n}"] for n in range(len(layer.weights))])
+
+
+def most_values(model, by_channel):
+    """Returns the largest number of distinct values that a kernel has, or an output channel."""
+    kernels = [w for layer in model.layers for w in layer.get_weights() if w.ndim > 1]
+    if not by_channel:
+        return max(len(np.unique(w)) for w in kernels)
+    maps = [w.reshape(-1, w.shape[-1]) for w in kernels if w.ndim == 4]
+    return max(len(np.unique(channel)) for w in maps for channel in w.T)
+
+
+def read_back(path, x, y):
+    """Returns what the file itself shows."""
+    from tfcompress import tflite
+
+    content = path.read_bytes()
+    found = tflite.run(content, x).argmax(-1)
+    deflated = tflite.audit(content).deflated_bytes
+    return {"accuracy": float(np.mean(found == y)), "deflated_bytes": deflated}
+
+
+def table(network, results):
+    """A row for each number of clusters: accuracy, deflated bytes, distinct values, seconds."""
+    base = results["baseline"]
+    lines = [
+        f"{network}: float {base['accuracy']:.2%}, {base['deflated_bytes']:,} bytes deflated",
+        f"{'clusters':>8}{'':12}{'accuracy':>10}{'deflated':>11}{'values':>8}{'s per epoch':>13}",
+    ]
+    for clusters, sides in results.items():
+        if clusters == "baseline":
+            continue
+        pairs = list(zip(*(sides[side]["seconds"] for side in SIDES), strict=True))
+        ratio = statistics.median(ours / theirs for theirs, ours in pairs)
+        for side in SIDES:
+            found = sides[side]
+            lines.append(
+                f"{clusters:>8}  {side:10}{found['accuracy']:>10.2%}{found['deflated_bytes']:>11,}"
+                f"{found['values']:>8}{statistics.median(found['seconds']):>13.2f}"
+                + (f" {ratio:.3f}x" if side == "tfcompress" else "")
+            )
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments):
+    shared = HERE.parent.parent / "shared"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--mnist", default=shared / "data" / "mnist.npz")
+    add("--model", default=shared / "models" / "mlperf_tiny_resnet8.h5")
+    add("--images", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
+    add("--baseline", type=pathlib.Path)
+    add("--output", type=pathlib.Path, default=pathlib.Path("runs/cluster_against_tfmot"))
+    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    add("--clusters", nargs="+", type=int, default=[8, 16, 32])
+    add("--epochs", type=int, help="of the training with clusters")
+    add("--number", type=int)
+    add("--seed", type=int, default=0)
+    add("--validation", action="store_true", help="judge by 5,000 training images")
+    add("--json", type=pathlib.Path, metavar="FILE", help="save all results here")
+    add("--side", choices=SIDES, help=argparse.SUPPRESS)
+    add("--task", choices=("train", "cluster"), help=argparse.SUPPRESS)
+    add("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
