@@ -177,7 +177,8 @@ def test_covariances_that_need_too_much_memory_are_refused_with_the_way_out(name
     with pytest.raises(InputError, match=message) as caught:
         create(name, clusters=16).fit(blocks)
     assert "\n" not in str(caught.value)
-    check(create(name, clusters=3, covariance="diag"), blocks, 3)
+    if name == "gmm":
+        check(create(name, clusters=3, covariance="diag"), blocks, 3)
 
 
 @pytest.mark.parametrize("name", TAKE_AUTO)
