@@ -39,7 +39,8 @@ SIDES = ("tfmot", "tfcompress")
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a network is trained: epochs and rate before, epochs of clustering, and of each side the
-    rate and what its `cluster` is told. Images are divided by `scale`."""
+    rate and what its `cluster` is told, tfcompress's of LeNet-5 chosen with `--validation`. Images
+    are divided by `scale`."""
 
     scale: float
     before: tuple[int, float]
@@ -56,7 +57,11 @@ MNIST = Settings(
     options={"tfmot": {"preserve_sparsity": False}, "tfcompress": {"method": "entropy_kmeans"}},
 )
 NETWORKS = {
-    "lenet5": MNIST,
+    "lenet5": dataclasses.replace(
+        MNIST,
+        rates={"tfmot": 3e-4, "tfcompress": 3e-3},
+        options=MNIST.options | {"tfcompress": {"method": "linear"}},
+    ),
     "resnet8": dataclasses.replace(MNIST, scale=1, before=(0, 0.0), epochs=2),
     "unbiased": dataclasses.replace(
         MNIST,

@@ -42,8 +42,9 @@ class ClusterOnSchedule(KernelCallback):
             rule that matches wins), `skip` (a reason), `method`, `clusters`, `block`, `levels`,
             `per`.
         update_every: steps after which clusters are found again (dynamic clustering), or None to
-            keep them and train only their values. Methods that go by steps go on from the clusters
-            that there are.
+            keep them and train only their values. Weights of a cluster are equal, so that they stay
+            together: what can change are the codebooks of several levels. Methods that go by steps
+            go on from the clusters that there are.
         clusters: how many, in place of the method's own number.
         levels: codebooks whose entries are added up, see `tfc.cluster`.
         per: "kernel" or "channel": a codebook for each kernel or each of its output channels.
