@@ -120,6 +120,17 @@ def test_channels_of_zeros_and_extreme_biases_agree():
     assert np.mean(difference < 0.01 * step(content)) >= 0.999
 
 
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_the_file_has_each_code_of_a_large_kernel(granularity):
+    """Of a million weights a dozen lie so close to a tie that float32 and float64 differ."""
+    model = functional(lambda x: layers.Dense(1000, name="dense")(x), (1000,))
+    x = np.random.default_rng(0).normal(size=(8, 1000)).astype(np.float32)
+    rules = [{"layers": "dense", "granularity": granularity}]
+    quantized = tfc.quantize_aware(model, samples=x, rules=rules)
+    ((_, codes),) = tflite.stored_kernels(tflite.convert(quantized))
+    np.testing.assert_array_equal(codes.T, quantized.get_layer("dense").quantization()[0])
+
+
 @pytest.mark.parametrize(
     ("rules", "scales"),
     [

@@ -16,7 +16,6 @@ Three choices make the codes, each a registry of its own: which weights share a 
 from tfcompress.quantization.affine import dequantize as dequantize
 from tfcompress.quantization.affine import kernel_scale as kernel_scale
 from tfcompress.quantization.affine import quantize as quantize
-from tfcompress.quantization.affine import snap as snap
 from tfcompress.quantization.allocation import allocate as allocate
 from tfcompress.quantization.binary import binary as binary
 from tfcompress.quantization.binary import ternary as ternary

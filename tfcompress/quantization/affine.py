@@ -34,9 +34,3 @@ def quantize(array: np.ndarray, scale: np.ndarray | float, zero_point: int = 0, 
 def dequantize(codes: np.ndarray, scale: np.ndarray | float, zero_point: int = 0) -> np.ndarray:
     """Returns the numbers that `codes` stand for, float32."""
     return ((codes - zero_point) * np.asarray(scale, np.float64)).astype(np.float32)
-
-
-def snap(kernel: np.ndarray, channel_axes: tuple[int, ...] = (), bits: int = 8) -> np.ndarray:
-    """Returns the kernel with each weight moved to the nearest point of its symmetric grid."""
-    scale = kernel_scale(kernel, channel_axes, bits)
-    return dequantize(quantize(kernel, scale, bits=bits), scale)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress import graph
-from tfcompress.quantization import Codes, fit, snap
+from tfcompress.quantization import Codes, fit
 from tfcompress.wrappers.learned import Stop, learn_kernel_step, learned_weight
 from tfcompress.wrappers.rounding import step
 
@@ -159,8 +159,10 @@ class QuantizedLayer(keras.layers.Wrapper):
         variable, axes = self._kernel()
         kernel = keras.ops.convert_to_numpy(variable)
         largest = 127.0 * float(scale.max())
-        if self.found_by_converter:  # in float64, so that max|w| stays to the last bit
-            rounded, largest = snap(kernel, axes), float(abs(kernel).max())
+        if self.found_by_converter:  # by scales in float64, so that max|w| stays to the last bit
+            reduced = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
+            limits = abs(kernel).max(reduced, keepdims=True).astype(np.float64)
+            rounded, largest = self.quantization()[0] * (limits / 127.0), float(limits.max())
         getattr(plain, _place(plain)[0]).assign(rounded)
         if self.per_channel or not _place(plain)[1]:
             return plain
