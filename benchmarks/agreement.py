@@ -8,6 +8,9 @@ outputs are compared with what the Keras model computes, over 1,000 test samples
 share within one step of an intermediate tensor, over 64 samples; a second file puts out each
 tensor that the Keras model rounds, so that each is compared with its own counterpart. Exits with 1
 if fewer than 99.9 % of the outputs, or 99 % of any intermediate tensor, agree within one step.
+
+A code that is off in an early layer moves others in the next ones. `--sources` prints where that
+starts: each tensor that differs though all that it is computed from is equal.
 """
 
 import argparse
@@ -55,7 +58,7 @@ def row(name, model, train, test, float_epochs, options):
     expected = np.rint(quantized.predict(x, verbose=0) * 256.0) - 128.0
     codes = tflite.run_integers(content, x)
     difference = np.abs(codes - expected)
-    shares = intermediate(quantized, x[:INNER_SAMPLES])
+    shares = intermediate(quantized, x[:INNER_SAMPLES], options.sources)
     worst = min(shares, key=shares.get)
     return {
         "model": name,
@@ -71,7 +74,7 @@ def row(name, model, train, test, float_epochs, options):
     }
 
 
-def intermediate(quantized, x):
+def intermediate(quantized, x, tell_sources=False):
     """Returns, by name, the share of each rounded tensor that the file has within one step."""
     rounded = [n for n in graph.nodes(quantized) if isinstance(n.operation, FakeQuantize)]
     # A tensor that is rounded in training only would be another one here.
@@ -80,11 +83,37 @@ def intermediate(quantized, x):
     content = tflite.convert(inner)
     details = tflite.audit(content).outputs
     found, expected = tflite.run(content, x), inner.predict(x, verbose=0)
-    shares = {}
-    for number, (node, detail) in enumerate(zip(rounded, details, strict=True)):
-        difference = np.abs(found[number] - expected[number]) / detail["scale"]
-        shares[f"{number} {node.operation.name}"] = np.mean(difference < 1.01)
-    return shares
+    differences = [
+        np.abs(found[number] - expected[number]) / detail["scale"]
+        for number, detail in enumerate(details)
+    ]
+    if tell_sources:
+        print_sources(quantized, rounded, differences)
+    return {
+        f"{number} {node.operation.name}": np.mean(difference < 1.01)
+        for number, (node, difference) in enumerate(zip(rounded, differences, strict=True))
+    }
+
+
+def print_sources(quantized, rounded, differences):
+    """Prints each tensor that differs in samples in which all that it is computed from is equal."""
+    producers = {id(y): node for node in graph.nodes(quantized) for y in node.outputs}
+    numbers = {id(node): number for number, node in enumerate(rounded)}
+
+    def read_by(node):
+        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs)):
+            producer = producers.get(id(x))
+            if id(producer) in numbers:
+                yield numbers[id(producer)]
+            elif producer is not None:
+                yield from read_by(producer)
+
+    equal = [(d < 0.01).reshape(len(d), -1).all(axis=1) for d in differences]
+    for number, node in enumerate(rounded):
+        same = np.all([equal[before] for before in read_by(node)] or [equal[number] | True], axis=0)
+        off = np.mean(differences[number][same] > 0.01) if same.any() else 0.0
+        if off:
+            print(f"  {node.operation.name}: {off:.3%} differ in {same.sum()} samples", flush=True)
 
 
 def digits_cnn(options):
@@ -194,6 +223,7 @@ def _parse(arguments):
     parser.add_argument("--epochs", type=int, default=1, help="epochs of quantized training")
     parser.add_argument("--images", type=int, default=10_000, help="training images taken")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sources", action="store_true", help="tell where differences start")
     parser.add_argument("--mnist", default=shared / "data" / "mnist.npz")
     parser.add_argument("--cifar", default=shared / "data" / "cifar10-jpeg.tar.gz")
     parser.add_argument("--resnet8", default=shared / "models" / "mlperf_tiny_resnet8.h5")

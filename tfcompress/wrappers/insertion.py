@@ -112,7 +112,8 @@ class Insertion:
         elif how in (Way.RELU, Way.SELECT) and id(x) in self._owners:
             self._owners[id(y)] = self._owners[id(x)]
         keeps = how in (Way.RELU, Way.SELECT) or isinstance(node.operation, CausalMask)
-        if keeps and id(x) in self._kernels and x.shape == y.shape:
+        # A pooled sum is no sum of the two tensors that were added.
+        if keeps and id(x) in self._kernels and (x.shape == y.shape or not self._is_sum(x)):
             self._kernels[id(y)] = self._kernels[id(x)]
         is_relu = how is Way.RELU or _activation(node.operation) in ("relu", "relu6")
         if is_relu or (how is Way.SELECT and id(x) in self._nonnegative):
@@ -171,6 +172,9 @@ class Insertion:
         tensors = keras.tree.flatten(args)
         if len(tensors) == 2 and all(id(x) in self._grids for x in tensors):
             self._kernels[id(y)] = word, [(x, self._grids[id(x)]) for x in tensors]
+
+    def _is_sum(self, x: Any) -> bool:
+        return self._kernels[id(x)][0] in ("add", "subtract")
 
     def _rounded_by(self, quantizer: FakeQuantize, y: Any, parts: Any = None) -> Any:
         rounded, grid = quantizer(y, parts)
