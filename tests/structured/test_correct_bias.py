@@ -11,7 +11,7 @@ from tests.structured.silencing import distance, value
 from tests.structured.test_removal_properties import examples
 from tfcompress import weights
 from tfcompress.errors import InputError
-from tfcompress.quantization.affine import snap
+from tfcompress.quantization import dequantize, kernel_scale, quantize
 from tfcompress.structured import correct_bias, equalize, fold_batch_norm
 from tfcompress.structured.bias_errors import Layers
 from tfcompress.structured.normal_flow import Normal, by_statistics, clipped
@@ -27,7 +27,9 @@ def quantized(model, bits=4, per_channel=False):
     new.set_weights(model.get_weights())
     for kernel in weights.kernels(new):
         axes = kernel.output_axes if per_channel else ()
-        kernel.variable.assign(snap(kernel.value(), axes, bits))
+        w = kernel.value()
+        scale = kernel_scale(w, axes, bits)
+        kernel.variable.assign(dequantize(quantize(w, scale, bits=bits), scale))
     return new
 
 
