@@ -14,7 +14,6 @@ time. An epoch's time is that of the processor (`turns.train`).
 import argparse
 import dataclasses
 import importlib
-import json
 import pathlib
 import statistics
 import sys
@@ -70,16 +69,11 @@ NETWORKS = {
 
 def main(arguments=None):
     options = _parse(arguments)
-    if options.side:
-        work(options)
-        return 0
-    results = {}
-    for network in options.networks:
-        results[network] = [compare(options, network, seed) for seed in options.seeds]
-        print(table(network, results[network]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
-    return 0
+
+    def compared(network):
+        return [compare(options, network, seed) for seed in options.seeds]
+
+    return turns.run(options, work, compared, table)
 
 
 def compare(options, network, seed):

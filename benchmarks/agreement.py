@@ -110,7 +110,8 @@ def print_sources(quantized, rounded, differences):
 
     equal = [(d < 0.01).reshape(len(d), -1).all(axis=1) for d in differences]
     for number, node in enumerate(rounded):
-        same = np.all([equal[before] for before in read_by(node)] or [equal[number] | True], axis=0)
+        before = [equal[producer] for producer in read_by(node)]
+        same = np.all(before, axis=0) if before else np.ones_like(equal[number])
         off = np.mean(differences[number][same] > 0.01) if same.any() else 0.0
         if off:
             print(f"  {node.operation.name}: {off:.3%} differ in {same.sum()} samples", flush=True)

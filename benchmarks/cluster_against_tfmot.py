@@ -22,7 +22,6 @@ faster.
 import argparse
 import dataclasses
 import importlib
-import json
 import pathlib
 import statistics
 import sys
@@ -76,17 +75,12 @@ NETWORKS = {
 
 def main(arguments=None):
     options = parse(arguments)
-    if options.side:
-        work(options)
-        return 0
-    results = {}
-    for network in options.networks:
+
+    def compared(network):
         with tempfile.TemporaryDirectory() as folder:
-            results[network] = compare(options, network, pathlib.Path(folder))
-        print(table(network, results[network]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
-    return 0
+            return compare(options, network, pathlib.Path(folder))
+
+    return turns.run(options, work, compared, table)
 
 
 def compare(options, network, folder):

@@ -23,6 +23,7 @@ goes on after `kill -9` at the last epoch. Exits with 1 if a row loses more than
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
@@ -52,7 +53,6 @@ LIMITS = {
 }
 FEWER_BYTES = 0.35
 BATCH, SEED = 128, 0
-LOSS = "sparse_categorical_crossentropy"
 POST_TRAINING = {
     "float32": [{"scheme": "float32"}],
     "int8": [
@@ -150,14 +150,18 @@ class Bench:
         """
         if len(tried) == 1:
             return tried[0]
-        expected = self.predictions(tfc.convert(self.model, scheme="float32"), "validation")
         losses = []
         for content, words in tried:
             found = np.maximum(self.predictions(content, "validation"), 1 / 512)
-            ratio = np.log(np.maximum(expected, 1e-7) / found)
-            losses.append(float(np.mean(np.sum(expected * ratio, axis=-1))))
+            ratio = np.log(np.maximum(self.expected, 1e-7) / found)
+            losses.append(float(np.mean(np.sum(self.expected * ratio, axis=-1))))
             print(f"  {words}: divergence {losses[-1]:.5f}", flush=True)
         return tried[int(np.argmin(losses))]
+
+    @functools.cached_property
+    def expected(self):
+        """The float file's probabilities on the validation images."""
+        return self.predictions(tfc.convert(self.model, scheme="float32"), "validation")
 
     def mixed(self):
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2000]

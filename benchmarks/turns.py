@@ -10,6 +10,20 @@ BATCH = 128
 UNTIMED_STEPS = 20
 
 
+def run(options, work, compare, table):
+    """Does one side's work if this is its process; else compares and shows network by network."""
+    if options.side:
+        work(options)
+        return 0
+    results = {}
+    for network in options.networks:
+        results[network] = compare(network)
+        print(table(network, results[network]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+    return 0
+
+
 def in_turns(sides):
     """Lets the processes work, one epoch at a time each, until all have a result."""
     while any(side.result is None for side in sides):

@@ -155,14 +155,15 @@ class QuantizedLayer(keras.layers.Wrapper):
     def exported(self) -> keras.layers.Layer:
         """Returns the plain layer with its kernel on the grid."""
         plain = built_copy(self.layer)
-        rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
-        variable, axes = self._kernel()
-        kernel = keras.ops.convert_to_numpy(variable)
-        largest = 127.0 * float(scale.max())
         if self.found_by_converter:  # by scales in float64, so that max|w| stays to the last bit
+            variable, axes = self._kernel()
+            kernel = keras.ops.convert_to_numpy(variable)
             reduced = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
             limits = abs(kernel).max(reduced, keepdims=True).astype(np.float64)
             rounded, largest = self.quantization()[0] * (limits / 127.0), float(limits.max())
+        else:
+            rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
+            largest = 127.0 * float(scale.max())
         getattr(plain, _place(plain)[0]).assign(rounded)
         if self.per_channel or not _place(plain)[1]:
             return plain

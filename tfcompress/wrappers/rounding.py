@@ -81,8 +81,8 @@ def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> 
     exponent = 20.0 - tf.floor(tf.math.log(tf.reduce_max(factors)) / math.log(2.0))
     factors = tf.cast(tf.round(factors * 2.0**exponent), tf.int32)
     a, b = (
-        tf.cast(tf.round(tf.math.divide_no_nan(tf.cast(tensor, tf.float32), scale)), tf.int32)
-        for (tensor, _), scale in zip(parts, steps, strict=True)
+        tf.cast(tf.round(tf.math.divide_no_nan(tf.cast(tensor, tf.float32), size)), tf.int32)
+        for (tensor, _), size in zip(parts, steps, strict=True)
     )
     shift = tf.cast(exponent, tf.int32)
     total = a * factors[0] + sign * b * factors[1] + tf.bitwise.left_shift(1, shift - 1)
