@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfcompress as tfc
 from tests.wrappers.conftest import data, functional
@@ -199,3 +200,59 @@ def test_inverse_roots_are_those_of_the_kernel(code):
     content = tflite.convert(quantized)
     difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
     assert difference.max() < 0.01 * step(content)
+
+
+def wide(x):
+    """A convolution and a dense layer of so many products that float32 sums would be inexact."""
+    weights = keras.initializers.RandomNormal(0.02, 0.05, seed=0)
+    options = {"bias_initializer": "ones", "kernel_initializer": weights}
+    y = layers.Conv2D(48, 3, padding="same", activation="relu6", **options)(x)
+    return layers.MaxPooling2D()(y), layers.Dense(1000, **options)(layers.Flatten()(x))
+
+
+@pytest.mark.parametrize("words", [{}, {"weight_bits": 5, "weight_ranges": "mse"}], ids=str)
+def test_wide_sums_have_each_code_of_the_file(words):
+    x = np.random.default_rng(0).uniform(0, 1, (200, 4, 4, 256)).astype(np.float32)
+    quantized = tfc.quantize_aware(functional(wide, x.shape[1:]), samples=x, **words)
+    content = tflite.convert(quantized)
+    found, outputs = tflite.run_integers(content, x), quantized.predict(x, verbose=0)
+    for codes, output, detail in zip(found, outputs, tflite.audit(content).outputs, strict=True):
+        expected = np.rint(output / detail["scale"]) + detail["zero_point"]
+        np.testing.assert_array_equal(codes, expected)
+
+
+@pytest.mark.parametrize("words", [{}, {"weights": "ternary"}, {"weight_ranges": "mse"}], ids=str)
+def test_gradients_at_inference_are_those_of_training(words):
+    """Straight through the integers, for a channel of zeros too."""
+
+    def build(x):
+        x = layers.LayerNormalization()(layers.Conv2D(4, 3, activation="relu", name="conv")(x))
+        return layers.Dense(3)(layers.PReLU()(layers.DepthwiseConv2D(3)(x)))
+
+    model, (x, _) = functional(build), data(16)
+    kernel, bias = (np.array(w) for w in model.get_layer("conv").get_weights())
+    kernel[..., 0] = 0.0
+    model.get_layer("conv").set_weights([kernel, bias])
+    quantized = tfc.quantize_aware(model, samples=x, **words)
+    for quantizer in quantized.layers:
+        quantizer.momentum = None  # the ranges stay
+    gradients = {}
+    for training in (True, False):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(quantized(x, training=training) ** 2)
+        variables = [v.value for v in quantized.trainable_variables]
+        gradients[training] = tape.gradient(loss, variables)
+    for expected, found in zip(gradients[True], gradients[False], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.01 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 5, "clip": "fixed"}, {"clip": "learned"}])
+def test_xla_rounds_the_kernel_to_the_same_codes(options):
+    layer = tfc.wrappers.QuantizedLayer(layers.Dense(500), **options)
+    x, bounds = np.eye(2000, dtype=np.float32), np.array([-1.28, 1.27], np.float32)
+    layer.build(x.shape)
+    if options:
+        layer.start("min_max")
+    expected, _ = layer(tf.constant(x), tf.constant(bounds))
+    found, _ = tf.function(layer, jit_compile=True)(tf.constant(x), tf.constant(bounds))
+    np.testing.assert_array_equal(found, expected)

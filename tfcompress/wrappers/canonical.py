@@ -15,7 +15,7 @@ from tfcompress.wrappers.quantized_layer import built_copy, kind
 from tfcompress.wrappers.rewrites import activate, rewrite_of
 
 _LAYERS, _OPS = keras.layers, keras.ops
-_FUSED = ("linear", "relu", "relu6")
+_FUSED = ("linear", "relu")
 _CHAINED = (_LAYERS.Add, _LAYERS.Multiply, _LAYERS.Average, _LAYERS.Maximum, _LAYERS.Minimum)
 # What keras.ops records under these class names; all but the first have no arguments.
 _OPERATIONS = {
@@ -39,7 +39,7 @@ def canonical(flat: keras.Model, skipped: Collection[str] = ()) -> tuple[keras.M
 
     BatchNorm is folded; one that no layer absorbs, and Rescaling, become a 1x1 depthwise
     convolution; a separable convolution becomes a depthwise and a pointwise one; an activation
-    other than ReLU and ReLU6 becomes a layer of its own; sums, products and maxima of many become
+    other than ReLU becomes a layer of its own; sums, products and maxima of many become
     chains of two; a mean of layers a sum and a factor. Normalization, attention, recurrent layers
     and activations without an operator of their own become what `rewrites` says.
     """

@@ -10,11 +10,12 @@ from tfcompress.errors import InputError
 from tfcompress.wrappers.learned import (
     NARROWEST,
     Stop,
+    divided,
     learn_clipping,
     learn_step,
     learned_weight,
 )
-from tfcompress.wrappers.rounding import ROUNDINGS, codes_of
+from tfcompress.wrappers.rounding import ROUNDINGS, codes_of, straight_through
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -46,7 +47,7 @@ class FakeQuantize(keras.layers.Layer):
             1 / sqrt(values per sample * largest code); by "pact" with what is clipped.
         penalty: of "pact": `penalty * width**2` is added to the loss.
         rounding: a word of `rounding.ROUNDINGS`: the integer kernel whose result the tensor is and
-            as which it is rounded at inference; None: to the nearest code.
+            as which it is rounded at inference.
 
     Call arguments: the tensor, and what the kernel made it of.
 
@@ -67,7 +68,7 @@ class FakeQuantize(keras.layers.Layer):
         bits: int = 8,
         learn: str | None = None,
         penalty: float = 0.0,
-        rounding: str | None = None,
+        rounding: str = "nearest",
         **kwargs: Any,
     ):
         # Ranges and rounding are float32 under every dtype policy; the tensor keeps its own.
@@ -121,8 +122,8 @@ class FakeQuantize(keras.layers.Layer):
         y = x
         if self.observer is not None:
             grid = self._grid_at(*self.observer(x, *self._extremes(x)))
-        elif self.bounds is not None:
-            y = x if training and self.only_inference else grid.round(x)
+        elif training and self.bounds is not None:
+            y = x if self.only_inference else grid.round(x)
         elif training and self.trainable:
             y, grid = self._trained(x, grid)
         else:
@@ -219,10 +220,10 @@ class _Grid:
     def of(cls, low: Any, high: Any, bits: int, nonnegative: bool) -> "_Grid":
         levels = float(_levels(bits))
         if bits > 8:
-            width = tf.maximum(-low, high) / (levels / 2)
+            width = divided(tf.maximum(-low, high), levels / 2)
             ends = tf.constant(-levels / 2), tf.constant(levels / 2)
             return cls(width, (-128.0 * width, 127.0 * width), ends, bits)
-        width = (high - low) / levels
+        width = divided(high - low, levels)
         below = tf.round(tf.math.divide_no_nan(-low, width))
         bounds = low, high
         if bits < 8:
@@ -236,7 +237,8 @@ class _Grid:
             return _round_to_codes(x, self.step, *self.codes)
         if rounding is None:
             return _round_to_grid(x, *self.bounds)
-        return ROUNDINGS[rounding](x, *self.bounds, parts)
+        rounded = ROUNDINGS[rounding](x, *self.bounds, parts)
+        return straight_through(tf.clip_by_value(x, *self.bounds), rounded)
 
 
 def _levels(bits: int) -> int:

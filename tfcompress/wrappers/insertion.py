@@ -151,7 +151,7 @@ class Insertion:
         name = f"{node.operation.name}_range"
         if "bounds" in options:
             bits = 16 if bits > 8 else 8
-        options["rounding"], parts = self._kernels.get(id(y), (None, None))
+        options["rounding"], parts = self._kernels.get(id(y), ("nearest", None))
         shared = node.operation.name
         if shared not in self._shared:
             return self._rounded_by(self._quantizer(name, own, bits, **options), y, parts)

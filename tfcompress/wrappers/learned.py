@@ -52,10 +52,19 @@ def learned_weight(layer: Any, shape: tuple[int, ...], name: str, stop: Stop) ->
     )
 
 
+def divided(width: Any, levels: Any) -> Any:
+    """Returns width / levels, rounded to float32 once.
+
+    XLA multiplies by the inverse of a constant: in float32 another step would come out.
+    """
+    return tf.cast(tf.cast(width, tf.float64) / tf.cast(levels, tf.float64), tf.float32)
+
+
 @tf.custom_gradient
 def learn_step(x: Any, width: Any, lowest: Any, highest: Any, levels: Any) -> Any:
     """LSQ: the step is width / levels, and d y / d step = code - x / step, at the ends the code."""
-    position = x / (width / levels)
+    step = divided(width, levels)
+    position = x / step
     codes = tf.clip_by_value(tf.round(position), lowest, highest)
 
     def gradient(upstream: Any) -> Any:
@@ -68,13 +77,14 @@ def learn_step(x: Any, width: Any, lowest: Any, highest: Any, levels: Any) -> An
         gradient_of_width = levels * scaling * tf.reduce_sum(upstream * slope)
         return tf.where(inside, upstream, 0.0), gradient_of_width, None, None, None
 
-    return codes * (width / levels), gradient
+    return codes * step, gradient
 
 
 @tf.custom_gradient
 def learn_clipping(x: Any, width: Any, lowest: Any, highest: Any, levels: Any) -> Any:
     """PACT: what is clipped moves the clipping bound."""
-    position = x / (width / levels)
+    step = divided(width, levels)
+    position = x / step
     codes = tf.clip_by_value(tf.round(position), lowest, highest)
 
     def gradient(upstream: Any) -> Any:
@@ -83,13 +93,13 @@ def learn_clipping(x: Any, width: Any, lowest: Any, highest: Any, levels: Any) -
         kept = tf.where(tf.logical_or(above, below), 0.0, upstream)
         return kept, tf.reduce_sum(upstream * slope), None, None, None
 
-    return codes * (width / levels), gradient
+    return codes * step, gradient
 
 
 @tf.custom_gradient
 def learn_kernel_step(kernel: Any, limit: Any, highest: Any) -> Any:
     """LSQ of a kernel: one step, limit / highest, per entry of `limit`, which broadcasts."""
-    step = limit / highest
+    step = divided(limit, highest)
     position = kernel / step
     codes = tf.clip_by_value(tf.round(position), -highest, highest)
 

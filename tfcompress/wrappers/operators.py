@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import require
-from tfcompress.wrappers.rounding import step
+from tfcompress.wrappers.rounding import step, straight_through
 
 # How far below all others a score lies that is masked: e**-8 is a twelfth of a step of softmax.
 _MASKED = 8.0
@@ -74,10 +74,10 @@ class InverseRoot(Operator):
         if training or self.observing:
             return y
         codes = tf.cast(tf.round(tf.math.divide_no_nan(x, least)), tf.int32)
-        known = tf.constant(_roots_of_codes(), x.dtype)
-        rooted = tf.gather(known, tf.clip_by_value(codes, 0, 255)) * tf.math.rsqrt(least)
-        y = tf.where(tf.logical_and(codes < 256, least > 0.0), rooted, y)
-        return tf.where(tf.logical_or(codes > 0, least <= 0.0), y, 1e9)
+        roots = tf.constant(_roots_of_codes(), x.dtype)
+        rooted = tf.gather(roots, tf.clip_by_value(codes, 0, 255)) * tf.math.rsqrt(least)
+        known = tf.where(tf.logical_and(codes < 256, least > 0.0), rooted, y)
+        return straight_through(y, tf.where(tf.logical_or(codes > 0, least <= 0.0), known, 1e9))
 
     def compute_output_spec(self, x: Any, bounds: Any, training: Any = None) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfcompress import graph
 from tfcompress.quantization import Codes, fit
-from tfcompress.wrappers.learned import Stop, learn_kernel_step, learned_weight
-from tfcompress.wrappers.rounding import step
+from tfcompress.wrappers.learned import Stop, divided, learn_kernel_step, learned_weight
+from tfcompress.wrappers.rounding import in_steps, step, straight_through
 
 # Layers whose kernel TFLite holds in int8: its variable, and the axes of its output channels.
 _LAYERS = keras.layers
@@ -51,6 +51,14 @@ class QuantizedLayer(keras.layers.Wrapper):
     where the inputs are floats, and the bias then stays float.
     Returns the outputs and, per output channel, the steps of the integer sums that they stand for.
 
+    At inference the sums are taken of whole numbers, the codes of inputs, kernel and bias, and
+    multiplied by their steps at the end: as long as they stay below 2**24 float32 has each to the
+    last bit, in whatever order they are added up, as does hardware that multiplies with 11 bits
+    (TF32). Larger ones, which take more than 518 products at the least, are rounded to 24 bits; so
+    does XNNPACK before it scales them, but once. Training, half precision, an activity regularizer
+    and an activation other than ReLU have the sums of scaled floats, off by some 1e-6 of their
+    size.
+
     (Rastegari et al. 2016, "XNOR-Net"; Li et al. 2016, "Ternary weight networks"; Esser et al.
     2020, "Learned step size quantization")
     """
@@ -72,6 +80,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         self.bits = bits
         self.kernel_values = weights
         self.clip = clip
+        self.observing = False
         self.stop = Stop()
 
     @property
@@ -114,32 +123,36 @@ class QuantizedLayer(keras.layers.Wrapper):
         if self.clip == "learned":
             self.limit_held.assign(self.limit)
 
-    def call(self, x: Any, bounds: Any = None) -> tuple[Any, Any]:
-        kernel, _ = self._kernel()
-        rounded, scale = self._rounded()
-        mapping = {id(v): (v, v.value) for v in self.layer.variables}
-        mapping[id(kernel)] = (kernel, rounded)
+    def call(self, x: Any, bounds: Any = None, training: bool | None = None) -> tuple[Any, Any]:
+        kernel, scale = self._rounded()
         channels = self._channels()
-        scale = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
-        bias = getattr(self.layer, "bias", None)
-        if bias is not None and bounds is not None:
-            mapping[id(bias)] = (bias, _round_bias(bias.value, scale, step(bounds[0], bounds[1])))
-        with keras.StatelessScope(list(mapping.values()), collect_losses=True) as scope:
-            given = {key: scope.get_current_value(v) for key, (v, _) in mapping.items()}
-            outputs = self.layer(x)
-        for key, (variable, _) in mapping.items():
-            value = scope.get_current_value(variable)
-            if value is not given[key]:
-                variable.assign(value)
-        for loss in scope.losses:
-            self.add_loss(loss)
         if bounds is None:
-            return outputs, tf.zeros([channels])
-        # PReLU multiplies but sums nothing up: no steps.
-        is_sum = bool(_place(self.layer)[1])
-        return outputs, tf.cast(step(bounds[0], bounds[1]), tf.float32) * scale * float(is_sum)
+            return self._computed(x, kernel), tf.zeros([channels])
+        input_step = step(bounds[0], bounds[1])
+        scales = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
+        sums = tf.cast(input_step, tf.float32) * scales
+        # No input has a step before calibration: it comes as it is.
+        width = tf.where(input_step > 0.0, input_step, 1.0)
+        # In float64, as the converter: a code of the bias may have more digits than a float32.
+        units = width * tf.cast(scales, tf.float64)
+        # A channel of zeros has no step either: its bias stays.
+        units = tf.where(units > 0.0, units, 1.0)
+        bias = getattr(self.layer, "bias", None)
+        if bias is not None:
+            bias = in_steps(tf.cast(bias.value, tf.float64), units, sums > 0.0)
+        if training or self.observing or not self._sums_integers():
+            bias = bias if bias is None else tf.cast(bias * units, tf.float32)
+            # PReLU multiplies but sums nothing up: no steps.
+            return self._computed(x, kernel, bias), sums * float(bool(_place(self.layer)[1]))
+        width = tf.cast(width, tf.float32)
+        codes = in_steps(kernel, tf.where(scale > 0.0, scale, 1.0 / width), True)
+        bias = bias if bias is None else tf.cast(bias, tf.float32)
+        y = self._computed(in_steps(x, width, input_step > 0.0), codes, bias)
+        return y * tf.where(scales > 0.0, width * scales, 1.0), sums
 
-    def compute_output_spec(self, x: Any, bounds: Any = None) -> tuple[Any, Any]:
+    def compute_output_spec(
+        self, x: Any, bounds: Any = None, training: Any = None
+    ) -> tuple[Any, Any]:
         sums = keras.KerasTensor((self._channels(),), "float32")
         return self.layer.compute_output_spec(x), sums
 
@@ -177,6 +190,34 @@ class QuantizedLayer(keras.layers.Wrapper):
             "clip": self.clip,
         }
 
+    def _computed(self, x: Any, kernel: Any, bias: Any = None) -> Any:
+        """Returns what the layer computes with these values in place of its variables'."""
+        mapping = {id(v): (v, v.value) for v in self.layer.variables}
+        variable, _ = self._kernel()
+        mapping[id(variable)] = (variable, kernel)
+        if bias is not None:
+            mapping[id(self.layer.bias)] = (self.layer.bias, bias)
+        with keras.StatelessScope(list(mapping.values()), collect_losses=True) as scope:
+            given = {key: scope.get_current_value(v) for key, (v, _) in mapping.items()}
+            outputs = self.layer(x)
+        for key, (variable, _) in mapping.items():
+            value = scope.get_current_value(variable)
+            if value is not given[key]:
+                variable.assign(value)
+        for loss in scope.losses:
+            self.add_loss(loss)
+        return outputs
+
+    def _sums_integers(self) -> bool:
+        """Returns whether the layer computes steps times what it computes of integers."""
+        layer = self.layer
+        return (
+            bool(_place(layer)[1])
+            and layer.compute_dtype == "float32"
+            and layer.activity_regularizer is None
+            and layer.activation in (keras.activations.linear, keras.activations.relu)
+        )
+
     def _rounded(self) -> tuple[Any, Any]:
         """Returns the kernel as the file will hold it, and its scale(s), broadcastable."""
         variable, axes = self._kernel()
@@ -186,14 +227,14 @@ class QuantizedLayer(keras.layers.Wrapper):
         if self.kernel_values is not None:
             return _few_values(kernel, reduced, self.kernel_values)
         if self.clip is None:
-            scale = tf.reduce_max(tf.abs(kernel), reduced, keepdims=True) / highest
+            scale = divided(tf.reduce_max(tf.abs(kernel), reduced, keepdims=True), highest)
             # A channel of zeros has scale 0.
             rounded = tf.round(tf.math.divide_no_nan(kernel, scale)) * scale
-            return _straight_through(kernel, rounded), tf.stop_gradient(scale)
+            return straight_through(kernel, rounded), tf.stop_gradient(scale)
         limit = tf.convert_to_tensor(self.limit)
         # Where the limit is not trainable its gradient goes nowhere.
         rounded = learn_kernel_step(kernel, limit, tf.constant(highest))
-        return rounded, tf.stop_gradient(limit / highest)
+        return rounded, tf.stop_gradient(divided(limit, highest))
 
     def _kernel(self) -> tuple[keras.Variable, tuple[int, ...]]:
         name, axes = _place(self.layer)
@@ -290,19 +331,4 @@ def _few_values(kernel: Any, reduced: list[int], values: str) -> tuple[Any, Any]
         total = tf.reduce_sum(tf.where(kept, magnitudes, 0.0), reduced, keepdims=True)
         alpha = tf.math.divide_no_nan(total, count)
     scale = tf.stop_gradient(tf.cast(alpha, tf.float32))
-    return _straight_through(kernel, codes * scale), scale
-
-
-@tf.custom_gradient
-def _straight_through(kernel: Any, rounded: Any) -> Any:
-    return rounded, lambda upstream: (upstream, None)
-
-
-@tf.custom_gradient
-def _round_bias(bias: Any, scale: Any, input_step: Any) -> Any:
-    # In float64, as the converter: a code of the bias may have more digits than a float32.
-    steps = input_step * tf.cast(scale, tf.float64)
-    wide = tf.cast(bias, tf.float64)
-    # A channel of zeros has no step, and no input has one before calibration: the bias stays.
-    y = tf.where(steps > 0.0, tf.round(tf.math.divide_no_nan(wide, steps)) * steps, wide)
-    return tf.cast(y, bias.dtype), lambda upstream: (upstream, None, None)
+    return straight_through(kernel, codes * scale), scale

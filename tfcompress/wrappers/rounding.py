@@ -24,11 +24,32 @@ def codes_of(low: Any, high: Any) -> tuple[Any, Any]:
     return tf.cast(scale, tf.float32), tf.cast(zero_point, tf.float32)
 
 
+@tf.custom_gradient
+def straight_through(x: Any, rounded: Any) -> Any:
+    """Returns `rounded`, with the gradient of `x`."""
+    return rounded, lambda upstream: (upstream, None)
+
+
+@tf.custom_gradient
+def in_steps(x: Any, steps: Any, whole: Any) -> Any:
+    """Returns x / steps, rounded where `whole`; the gradient passes straight through."""
+    position = x / steps
+    y = tf.where(whole, tf.round(position), position)
+    return y, lambda upstream: (upstream / steps, None, None)
+
+
+def round_values(x: Any, low: Any, high: Any, parts: Any = None) -> Any:
+    """Rounds to the nearest code and ties to even, as `tflite.quantize` does."""
+    scale, zero_point = codes_of(low, high)
+    return tf.clip_by_value(tf.round(x / scale), -128.0 - zero_point, 127.0 - zero_point) * scale
+
+
 def round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
     """Rounds sums of products as XNNPACK does, to the last bit.
 
-    The float `x` tells the integer sum exactly; the kernel multiplies that by one float32 factor
-    and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is rounded itself.
+    The float `x` tells the integer sum, exactly up to 2**22; the kernel multiplies that by one
+    float32 factor and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is
+    rounded itself.
     """
     scale, zero_point = codes_of(low, high)
     integers = tf.round(tf.math.divide_no_nan(x, sums))
@@ -92,6 +113,7 @@ def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> 
 
 
 ROUNDINGS: dict[str, Callable[..., Any]] = {
+    "nearest": round_values,
     "sums": round_sums,
     "products": round_products,
     "roots": round_roots,
