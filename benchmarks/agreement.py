@@ -10,7 +10,7 @@ tensor that the Keras model rounds, so that each is compared with its own counte
 if fewer than 99.9 % of the outputs, or 99 % of any intermediate tensor, agree within one step.
 
 A code that is off in an early layer moves others in the next ones. `--sources` prints where that
-starts: each tensor that differs though all that it is computed from is equal.
+starts: each tensor that differs though it is computed of the file's own codes.
 """
 
 import argparse
@@ -76,45 +76,54 @@ def row(name, model, train, test, float_epochs, options):
 
 def intermediate(quantized, x, tell_sources=False):
     """Returns, by name, the share of each rounded tensor that the file has within one step."""
-    rounded = [n for n in graph.nodes(quantized) if isinstance(n.operation, FakeQuantize)]
-    # A tensor that is rounded in training only would be another one here.
-    rounded = [node for node in rounded if not node.operation.only_inference]
+    rounded, found, steps = inner_tensors(quantized, x)
     inner = keras.Model(quantized.inputs, [node.outputs[0] for node in rounded])
-    content = tflite.convert(inner)
-    details = tflite.audit(content).outputs
-    found, expected = tflite.run(content, x), inner.predict(x, verbose=0)
-    differences = [
-        np.abs(found[number] - expected[number]) / detail["scale"]
-        for number, detail in enumerate(details)
-    ]
+    expected = inner.predict(x, verbose=0)
     if tell_sources:
-        print_sources(quantized, rounded, differences)
+        for name, difference in differences_at_sources(quantized, x).items():
+            if difference.any():
+                print(f"  {name}: {np.mean(difference > 0):.3%} differ", flush=True)
     return {
-        f"{number} {node.operation.name}": np.mean(difference < 1.01)
-        for number, (node, difference) in enumerate(zip(rounded, differences, strict=True))
+        f"{number} {node.operation.name}": np.mean(np.abs(found[number] - expected[number]) < limit)
+        for number, (node, limit) in enumerate(zip(rounded, 1.01 * steps, strict=True))
     }
 
 
-def print_sources(quantized, rounded, differences):
-    """Prints each tensor that differs in samples in which all that it is computed from is equal."""
-    producers = {id(y): node for node in graph.nodes(quantized) for y in node.outputs}
+def inner_tensors(quantized, x):
+    """Returns the nodes that round a tensor, its values in the file and the distance of its codes.
+
+    A file that puts out each of these tensors computes them as the one that puts out the last.
+    """
+    rounded = [n for n in graph.nodes(quantized) if isinstance(n.operation, FakeQuantize)]
+    # A tensor that is rounded in training only would be another one here.
+    rounded = [node for node in rounded if not node.operation.only_inference]
+    content = tflite.convert(keras.Model(quantized.inputs, [n.outputs[0] for n in rounded]))
+    steps = np.array([detail["scale"] for detail in tflite.audit(content).outputs])
+    found = tflite.run(content, x)
+    return rounded, found if len(rounded) > 1 else [found], steps
+
+
+def differences_at_sources(quantized, x):
+    """Returns, by name, how many steps each rounded tensor is off that is computed of equal codes.
+
+    Each operation of the Keras model gets the values that the file computed, and what it makes of
+    them is compared with the file's: a difference is its own, not one that came down to it.
+    """
+    rounded, found, steps = inner_tensors(quantized, x)
     numbers = {id(node): number for number, node in enumerate(rounded)}
+    differences = {}
 
-    def read_by(node):
-        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs)):
-            producer = producers.get(id(x))
-            if id(producer) in numbers:
-                yield numbers[id(producer)]
-            elif producer is not None:
-                yield from read_by(producer)
+    def call(node, path, args, kwargs):
+        outputs = node.operation(*args, **kwargs)
+        number = numbers.get(id(node))
+        if number is None:
+            return outputs
+        name = f"{number} {node.operation.name}"
+        differences[name] = np.rint(np.abs(found[number] - outputs[0].numpy()) / steps[number])
+        return keras.ops.convert_to_tensor(found[number]), outputs[1]
 
-    equal = [(d < 0.01).reshape(len(d), -1).all(axis=1) for d in differences]
-    for number, node in enumerate(rounded):
-        before = [equal[producer] for producer in read_by(node)]
-        same = np.all(before, axis=0) if before else np.ones_like(equal[number])
-        off = np.mean(differences[number][same] > 0.01) if same.any() else 0.0
-        if off:
-            print(f"  {node.operation.name}: {off:.3%} differ in {same.sum()} samples", flush=True)
+    graph.interpret(quantized, keras.tree.map_structure(keras.ops.convert_to_tensor, x), call)
+    return differences
 
 
 def digits_cnn(options):

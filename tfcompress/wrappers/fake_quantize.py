@@ -15,7 +15,7 @@ from tfcompress.wrappers.learned import (
     learn_step,
     learned_weight,
 )
-from tfcompress.wrappers.rounding import ROUNDINGS, codes_of, straight_through
+from tfcompress.wrappers.rounding import codes_of, round_as, straight_through
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -47,7 +47,7 @@ class FakeQuantize(keras.layers.Layer):
             1 / sqrt(values per sample * largest code); by "pact" with what is clipped.
         penalty: of "pact": `penalty * width**2` is added to the loss.
         rounding: a word of `rounding.ROUNDINGS`: the integer kernel whose result the tensor is and
-            as which it is rounded at inference.
+            as which it is rounded at inference; of a concatenation one for each of its tensors.
 
     Call arguments: the tensor, and what the kernel made it of.
 
@@ -68,7 +68,7 @@ class FakeQuantize(keras.layers.Layer):
         bits: int = 8,
         learn: str | None = None,
         penalty: float = 0.0,
-        rounding: str = "nearest",
+        rounding: str | list[str] = "nearest",
         **kwargs: Any,
     ):
         # Ranges and rounding are float32 under every dtype policy; the tensor keeps its own.
@@ -232,12 +232,12 @@ class _Grid:
         highest = tf.constant(levels) if nonnegative else 255.0 - below
         return cls(width, bounds, (-below, highest), bits)
 
-    def round(self, x: Any, rounding: str | None = None, parts: Any = None) -> Any:
+    def round(self, x: Any, rounding: str | list[str] | None = None, parts: Any = None) -> Any:
         if self.bits > 8:
             return _round_to_codes(x, self.step, *self.codes)
         if rounding is None:
             return _round_to_grid(x, *self.bounds)
-        rounded = ROUNDINGS[rounding](x, *self.bounds, parts)
+        rounded = round_as(x, *self.bounds, rounding, parts)
         return straight_through(tf.clip_by_value(x, *self.bounds), rounded)
 
 
@@ -252,7 +252,8 @@ class OnGrid(keras.layers.Layer):
 
     For layers whose integer output must have their input's scale but whose arithmetic leaves the
     grid, as the mean of an average pooling does. Halves, which are frequent in means of few codes,
-    are rounded as TFLite's kernels do: code -0.5 becomes -1, code 0.5 becomes 1.
+    are rounded as TFLite's kernels do: code -0.5 becomes -1, code 0.5 becomes 1. In the file it
+    holds the tensor on that grid; the converter would take that of a concatenation below.
     """
 
     def __init__(self, **kwargs: Any):
@@ -269,8 +270,14 @@ class OnGrid(keras.layers.Layer):
     def compute_output_spec(self, x: Any, bounds: Any) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)
 
+    def quantization(self) -> tuple[float, float, int]:
+        """Returns the range and the bits of the `FakeQuantize` whose range it is given."""
+        _, bounds = self._inbound_nodes[0].arguments.args
+        return bounds._keras_history.operation.quantization()
+
     def exported(self) -> keras.layers.Layer:
-        return keras.layers.Identity(name=self.name, dtype="float32")
+        low, high, bits = self.quantization()
+        return _ConstantRange((low, high), wide=bits > 8, name=self.name, dtype="float32")
 
 
 class _ConstantRange(keras.layers.Layer):

@@ -15,6 +15,7 @@ from tfcompress.wrappers.support import Way, fixed_bounds, way
 
 # Of 16 bits, in the steps of TFLite's int16 kernels for softmax, sigmoid and tanh.
 _WIDE_BOUNDS = (-32767 / 32768, 32767 / 32768)
+_NEAREST = ("nearest", None)
 _PART = "_depthwise", "_activation"  # what `canonical` names the parts of a layer
 
 
@@ -49,7 +50,7 @@ class Insertion:
         self._rounded: dict[int, Any] = {}  # id of a tensor -> the tensor rounded
         self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
         # id of a tensor -> how its kernel rounds, and what it makes the tensor of
-        self._kernels: dict[int, tuple[str, Any]] = {}
+        self._kernels: dict[int, tuple[str | list[str], Any]] = {}
         self._open: set[int] = set()
         self._nonnegative: set[int] = set()
         self._wrappers: dict[int, Any] = {}
@@ -85,8 +86,7 @@ class Insertion:
             y = copy(*args, **kwargs)
         if how is Way.PRODUCT:
             self._kernels[id(y)] = "products", [self._grids[id(x)] for x in args[:2]]
-        if type(node.operation).__name__ in ("Add", "Subtract"):
-            self._note_sum(y, args, type(node.operation).__name__.lower())
+        self._note_kernel(y, args, type(node.operation).__name__)
         return self._output(node, how, args, y)
 
     def _output(self, node: Any, how: Way, args: Any, y: Any) -> Any:
@@ -98,7 +98,8 @@ class Insertion:
             bounds = _WIDE_BOUNDS if wide else fixed_bounds(node.operation)
             return self._round(y, node, bounds=bounds, only_inference=is_output)
         grid = self._grids.get(id(x)) if isinstance(x, keras.KerasTensor) else None
-        if how is Way.AVERAGE:
+        moves = how in (Way.MOVE, Way.SELECT) and grid is not None
+        if how is Way.AVERAGE or (moves and self._is_concatenated(node)):
             y = OnGrid(name=self._names.unique(f"{node.operation.name}_grid"))(y, grid)
         if how is Way.CONCATENATE and self._one_quantizer(args):
             grid, how = self._grids[id(keras.tree.flatten(args)[-1])], Way.MOVE
@@ -151,7 +152,7 @@ class Insertion:
         name = f"{node.operation.name}_range"
         if "bounds" in options:
             bits = 16 if bits > 8 else 8
-        options["rounding"], parts = self._kernels.get(id(y), ("nearest", None))
+        options["rounding"], parts = self._kernels.get(id(y), _NEAREST)
         shared = node.operation.name
         if shared not in self._shared:
             return self._rounded_by(self._quantizer(name, own, bits, **options), y, parts)
@@ -167,11 +168,33 @@ class Insertion:
             self.methods[name] = own.ranges or "min_max"
         return FakeQuantize(name=name, bits=bits, **options)
 
-    def _note_sum(self, y: Any, args: Any, word: str) -> None:
-        """Keeps what two tensors a sum is made of."""
-        tensors = keras.tree.flatten(args)
-        if len(tensors) == 2 and all(id(x) in self._grids for x in tensors):
-            self._kernels[id(y)] = word, [(x, self._grids[id(x)]) for x in tensors]
+    def _note_kernel(self, y: Any, args: Any, name: str) -> None:
+        """Keeps what tensors a sum, a product, a mean or a concatenation is made of."""
+        tensors = [x for x in keras.tree.flatten(args) if isinstance(x, keras.KerasTensor)]
+        if name == "Concatenate" and len(tensors) > 1:
+            made = [self._rescaled(x) or self._kernels.get(id(x), _NEAREST) for x in tensors]
+            parts = [[x, made_of] for x, (_, made_of) in zip(tensors, made, strict=True)]
+            self._kernels[id(y)] = [str(word) for word, _ in made], parts
+        elif not all(id(x) in self._grids for x in tensors):
+            return
+        elif name in ("Add", "Subtract") and len(tensors) == 2:
+            self._kernels[id(y)] = name.lower(), [(x, self._grids[id(x)]) for x in tensors]
+        elif name == "Multiply" and len(tensors) == 2:
+            self._kernels[id(y)] = "multiply", [self._grids[id(x)] for x in tensors]
+        elif name == "Mean" or name.startswith("GlobalAveragePooling"):
+            self._kernels[id(y)] = "means", [tensors[0], self._grids[id(tensors[0])]]
+
+    def _rescaled(self, x: Any) -> Any:
+        """Returns how a tensor in int8 comes to another grid; None for one that is not."""
+        if id(x) not in self._grids:
+            return None
+        return _NEAREST if self._bits.get(id(x), 8) > 8 else ("rescaled", self._grids[id(x)])
+
+    def _is_concatenated(self, node: Any) -> bool:
+        """Returns whether the output goes into a concatenation, and elsewhere too."""
+        readers = self._readers[id(node.outputs[0])] if len(node.outputs) == 1 else []
+        ways = [None if reader is None else self._way(reader) for reader in readers]
+        return len(ways) > 1 and Way.CONCATENATE in ways
 
     def _is_sum(self, x: Any) -> bool:
         return self._kernels[id(x)][0] in ("add", "subtract")

@@ -58,6 +58,28 @@ def round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
     return codes * scale
 
 
+def round_rescaled(x: Any, low: Any, high: Any, bounds: Any) -> Any:
+    """Rounds codes of another range as XNNPACK does: times an integer with 8 binary places."""
+    scale, zero_point = codes_of(low, high)
+    other, _ = codes_of(*tf.unstack(bounds))
+    integers = tf.round(tf.math.divide_no_nan(x, other)) * tf.round(256.0 * (other / scale))
+    codes = tf.floor(integers / 256.0 + 0.5)
+    return tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point) * scale
+
+
+def round_product_of_two(x: Any, low: Any, high: Any, ranges: Any) -> Any:
+    """Rounds the product of two tensors, value by value."""
+    first, second = (codes_of(*tf.unstack(bounds))[0] for bounds in ranges)
+    return round_sums(x, low, high, first * second)
+
+
+def round_means(x: Any, low: Any, high: Any, parts: Any) -> Any:
+    """Rounds means, which are sums: (tensor, its range) is what they are the means of."""
+    tensor, bounds = parts
+    count = tf.cast(tf.size(tensor) / tf.maximum(tf.size(x), 1), tf.float32)
+    return round_sums(x, low, high, codes_of(*tf.unstack(bounds))[0] / count)
+
+
 def round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
     """Rounds sums of products of two tensors as the kernel does that gets them.
 
@@ -115,8 +137,24 @@ def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> 
 ROUNDINGS: dict[str, Callable[..., Any]] = {
     "nearest": round_values,
     "sums": round_sums,
+    "rescaled": round_rescaled,
+    "multiply": round_product_of_two,
+    "means": round_means,
     "products": round_products,
     "roots": round_roots,
     "add": round_sum_of_two,
     "subtract": functools.partial(round_sum_of_two, sign=-1),
 }
+
+
+def round_as(x: Any, low: Any, high: Any, rounding: str | list[str], parts: Any) -> Any:
+    """Rounds by a word of `ROUNDINGS`; a concatenation by one for each (tensor, what it is of)."""
+    if isinstance(rounding, str):
+        return ROUNDINGS[rounding](x, low, high, parts)
+    sizes = zip(x.shape, parts[0][0].shape, strict=True)
+    axis = next(axis for axis, (size, own) in enumerate(sizes) if size != own)
+    rounded = [
+        ROUNDINGS[word](tf.cast(tensor, tf.float32), low, high, made_of)
+        for word, (tensor, made_of) in zip(rounding, parts, strict=True)
+    ]
+    return tf.concat(rounded, axis)
