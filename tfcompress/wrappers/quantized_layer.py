@@ -134,7 +134,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         # No input has a step before calibration: it comes as it is.
         width = tf.where(input_step > 0.0, input_step, 1.0)
         # In float64, as the converter: a code of the bias may have more digits than a float32.
-        units = width * tf.cast(scales, tf.float64)
+        units = width * self._bias_scales(scales)
         # A channel of zeros has no step either: its bias stays.
         units = tf.where(units > 0.0, units, 1.0)
         bias = getattr(self.layer, "bias", None)
@@ -207,6 +207,16 @@ class QuantizedLayer(keras.layers.Wrapper):
         for loss in scope.losses:
             self.add_loss(loss)
         return outputs
+
+    def _bias_scales(self, scales: Any) -> Any:
+        """Returns the kernel's scales, float64 (channels,), by which the file's bias is rounded."""
+        if not self.found_by_converter:
+            return tf.cast(scales, tf.float64)
+        variable, axes = self._kernel()
+        reduced = [axis for axis in range(len(variable.shape)) if axis not in axes]
+        kernel = tf.stop_gradient(tf.convert_to_tensor(variable.value))
+        limits = tf.reduce_max(tf.abs(kernel), reduced)
+        return tf.broadcast_to(tf.reshape(tf.cast(limits, tf.float64), [-1]) / 127.0, scales.shape)
 
     def _sums_integers(self) -> bool:
         """Returns whether the layer computes steps times what it computes of integers."""
