@@ -52,15 +52,14 @@ MNIST = Settings(
     scale=255,
     before=(4, 1e-3),
     epochs=3,
-    rates={"tfmot": 3e-4, "tfcompress": 1e-3},
-    options={"tfmot": {"preserve_sparsity": False}, "tfcompress": {"method": "entropy_kmeans"}},
+    rates={"tfmot": 3e-4, "tfcompress": 3e-4},
+    options={
+        "tfmot": {"preserve_sparsity": False},
+        "tfcompress": {"method": "linear", "update_every": 100_000},
+    },
 )
 NETWORKS = {
-    "lenet5": dataclasses.replace(
-        MNIST,
-        rates={"tfmot": 3e-4, "tfcompress": 3e-3},
-        options=MNIST.options | {"tfcompress": {"method": "linear"}},
-    ),
+    "lenet5": MNIST,
     "resnet8": dataclasses.replace(MNIST, scale=1, before=(0, 0.0), epochs=2),
     "unbiased": dataclasses.replace(
         MNIST,

@@ -10,7 +10,17 @@ ROOT = pathlib.Path(tfcompress.__file__).parent
 # A module imports its own family and lower floors; families of one floor do not know each other.
 FLOORS = [
     {"errors", "files", "registry", "silence"},
-    {"graph", "weights", "rules", "projection", "sharing", "measure", "schedules", "models"},
+    {
+        "graph",
+        "weights",
+        "rules",
+        "projection",
+        "sharing",
+        "latent",
+        "measure",
+        "schedules",
+        "models",
+    },
     {"pruning", "clustering", "quantization", "data"},
     {"tflite"},
     {"structured", "packing"},

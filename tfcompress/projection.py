@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.latent import Latent
 from tfcompress.sharing import Scales, Sums, codes_of, state
 from tfcompress.weights import Kernel, kernels
 
@@ -57,13 +58,17 @@ class Projection(keras.constraints.Constraint):
     ) -> Sums:
         """Makes room for codebooks, see `Sums`; needed before the training step is traced."""
         for form in self._forms:
-            if not isinstance(form, Sums) or (form.levels, form.gradients) != (levels, gradients):
+            if type(form) is not Sums or (form.levels, form.gradients) != (levels, gradients):
                 continue
             if (form.cells, form.columns) == (cells, columns) or (
                 levels == 1 and form.entries >= cells * columns
             ):
                 return form
         return self._allow(Sums(self._shape, cells, columns, levels, gradients))
+
+    def allow_latent(self, layout: np.ndarray, columns: int, gradients: str = "mean") -> Latent:
+        """Makes room for codebooks whose weights change places while they train, see `Latent`."""
+        return self._allow(Latent(self._shape, layout, columns, gradients))
 
     def allow_scales(self, axes: Sequence[int]) -> Scales:
         """Makes room for codes and the scales of the channels along `axes`, see `Scales`."""
@@ -126,12 +131,12 @@ class Projection(keras.constraints.Constraint):
         # `where` and not a product: a negative weight times zero is -0.0, whose bits are not zero.
         w = tf.where(self._mask.value, w, tf.zeros_like(w))
         for number, form in enumerate(self._forms, 1):
-            w, codebook = tf.cond(
+            w, kept = tf.cond(
                 tf.equal(self._in_use.value, number),
                 lambda form=form, w=w: getattr(form, verb)(w),
-                lambda form=form, w=w: (w, form.codebook),
+                lambda form=form, w=w: (w, form.kept),
             )
-            form.remember(codebook)
+            form.remember(kept)
         if self._rounded is None:
             return w
         limit = tf.cast(self._limit.value, w.dtype)

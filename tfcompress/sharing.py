@@ -40,8 +40,7 @@ class Sums:
         self.levels, self.cells, self.columns = levels, cells, columns
         self.gradients = gradients
         self.entries = cells * columns
-        self.places = np.zeros((levels, *shape), np.int32)
-        self._places = state(self.places, "places")
+        self._places = state(np.zeros((levels, *shape), np.int32), "places")
         # What turns the sums over each entry's weights into the entries.
         solver = (self.entries + 1,) if levels == 1 else (cells, columns, columns)
         self._solver = state(np.zeros(solver, np.float64), "solver")
@@ -50,17 +49,22 @@ class Sums:
             self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
 
     @property
+    def places(self) -> np.ndarray:
+        """Which entries each weight is the sum of, int32 (levels, *shape)."""
+        return keras.ops.convert_to_numpy(self._places.value)
+
+    @property
     def groups(self) -> np.ndarray:
         """Which weights have one value, int32 of the kernel's shape; 0: zero."""
-        return self.places[0] if self.levels == 1 else _numbered(self.places)
+        places = self.places
+        return places[0] if self.levels == 1 else _numbered(places)
 
     def set(self, places: np.ndarray, w: np.ndarray) -> None:
         """Puts each weight in its place, int32 (levels, *shape); `w` is the kernel as it is."""
-        self.places = places.astype(np.int32)
-        self._places.assign(self.places)
-        self._solver.assign(_solver(self.places, self.cells, self.columns))
+        self._places.assign(places)
+        self._solver.assign(_solver(places, self.cells, self.columns))
         if self._codebook is not None:
-            self._codebook.assign(entries(self.places, w, self.cells, self.columns))
+            self._codebook.assign(entries(places, w, self.cells, self.columns))
 
     def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
         """Has the weights where `mask` is False be zero from now on."""
@@ -69,24 +73,23 @@ class Sums:
     def nearest(self, w: Any) -> tuple[Any, Any]:
         """Returns the nearest kernel of this form, and its codebook."""
         codebook = self._solve(tf.cast(w, tf.float64))
-        return tf.cast(self._decode(codebook), w.dtype), codebook
+        return self._decode(codebook, w.dtype), codebook
 
     def step(self, w: Any) -> tuple[Any, Any]:
         """Returns the kernel after an optimizer's step has made `w` of it, and its codebook."""
         if self._codebook is None:
             return self.nearest(w)
         before = self._codebook.value
-        steps = tf.cast(w - tf.cast(self._decode(before), w.dtype), tf.float64)
-        codebook = before + self._added(steps)
-        return tf.cast(self._decode(codebook), w.dtype), codebook
+        codebook = before + self._added(tf.cast(w - self._decode(before, w.dtype), tf.float64))
+        return self._decode(codebook, w.dtype), codebook
 
-    def remember(self, codebook: Any) -> None:
+    def remember(self, kept: Any) -> None:
         """Keeps the codebook from which the next step starts."""
         if self._codebook is not None:
-            self._codebook.assign(codebook)
+            self._codebook.assign(kept)
 
     @property
-    def codebook(self) -> Any:
+    def kept(self) -> Any:
         """The codebook from which the next step starts; zeros where it does not matter."""
         if self._codebook is None:
             return tf.zeros([self.entries + 1], tf.float64)
@@ -111,8 +114,8 @@ class Sums:
         found = tf.reshape(tf.matmul(self._solver.value, sums), [-1])
         return tf.concat([tf.zeros([1], tf.float64), found], axis=0)
 
-    def _decode(self, codebook: Any) -> Any:
-        return tf.reduce_sum(tf.gather(codebook, self._places.value), axis=0)
+    def _decode(self, codebook: Any, dtype: Any) -> Any:
+        return tf.cast(tf.reduce_sum(tf.gather(codebook, self._places.value), axis=0), dtype)
 
 
 class Scales:
@@ -124,7 +127,7 @@ class Scales:
     """
 
     gradients = "mean"
-    codebook = property(lambda self: tf.zeros([], tf.float64))
+    kept = property(lambda self: tf.zeros([], tf.float64))
 
     def __init__(self, shape: Sequence[int], axes: Sequence[int]):
         self.axes = tuple(axis % len(shape) for axis in axes)
@@ -157,11 +160,11 @@ class Scales:
         # A scale that a step has made negative would turn the codes over: the channel fades out.
         scale = tf.maximum(tf.math.divide_no_nan(scale, power), 1e-12)
         # In the kernel's own type, so that a channel's largest weight is 127 scales to the bit.
-        return tf.cast(scale, w.dtype) * tf.cast(codes, w.dtype), self.codebook
+        return tf.cast(scale, w.dtype) * tf.cast(codes, w.dtype), self.kept
 
     step = nearest
 
-    def remember(self, codebook: Any) -> None:
+    def remember(self, kept: Any) -> None:
         pass
 
 

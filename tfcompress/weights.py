@@ -189,7 +189,7 @@ def to_blocks(array: np.ndarray, block: tuple[int, int] = (1, 1)) -> np.ndarray:
     array = np.asarray(array, np.float32)
     if tuple(block) == (1, 1):
         return array.reshape(-1, 1)
-    return _cut(array.reshape(matrix_shape(array.shape)), block, "edge")
+    return _cut(array.reshape(matrix_shape(array.shape)), block, mode="edge")
 
 
 def from_blocks(blocks: np.ndarray, shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
@@ -208,12 +208,22 @@ def from_blocks(blocks: np.ndarray, shape: tuple[int, ...], block: tuple[int, in
 
 def real_entries(shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
     """Returns which entries of `to_blocks` are weights, not filling: bool of shape (n, d)."""
-    return _cut(np.ones(matrix_shape(tuple(shape)), bool), block, "constant")
+    return _cut(np.ones(matrix_shape(tuple(shape)), bool), block)
 
 
-def _cut(matrix: np.ndarray, block: tuple[int, int], mode: Any) -> np.ndarray:
+def block_numbers(shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
+    """Returns which weight of the kernel each entry of `to_blocks` is: int32 (n, d), -1: filling.
+
+    >>> block_numbers((2, 3), (1, 2)).tolist()
+    [[0, 1], [2, -1], [3, 4], [5, -1]]
+    """
+    numbers = np.arange(np.prod(shape, dtype=int), dtype=np.int32)
+    return _cut(numbers.reshape(matrix_shape(tuple(shape))), block, constant_values=-1)
+
+
+def _cut(matrix: np.ndarray, block: tuple[int, int], **filling: Any) -> np.ndarray:
     high, wide = block
     rows, columns = matrix.shape
-    filled = np.pad(matrix, ((0, -rows % high), (0, -columns % wide)), mode=mode)
+    filled = np.pad(matrix, ((0, -rows % high), (0, -columns % wide)), **filling)
     grid = filled.reshape(filled.shape[0] // high, high, filled.shape[1] // wide, wide)
     return grid.transpose(0, 2, 1, 3).reshape(-1, high * wide)

@@ -9,10 +9,11 @@ import tfcompress as tfc
 from tests.callbacks.conftest import distinct, small_model, zeros
 
 
-def callbacks():
+def callbacks(update_every=None):
+    method = tfc.clustering.KMeans(clusters=4)
     return [
         tfc.PruneOnSchedule(tfc.schedules.Polynomial(end=0.5, end_step=12), update_every=4),
-        tfc.ClusterOnSchedule(tfc.clustering.KMeans(clusters=4), begin_step=16),
+        tfc.ClusterOnSchedule(method, begin_step=16, update_every=update_every),
     ]
 
 
@@ -36,7 +37,8 @@ def assert_compressed(*layers):
     ],
     ids=str,
 )
-def test_compile_arguments(arguments, data):
+@pytest.mark.parametrize("update_every", [None, 9], ids=["static", "dynamic"])
+def test_compile_arguments(arguments, update_every, data):
     optimizers = {
         "weight_decay": keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3),
         "gradient_accumulation": keras.optimizers.Adam(gradient_accumulation_steps=2),
@@ -46,7 +48,7 @@ def test_compile_arguments(arguments, data):
     if arguments.get("optimizer") in optimizers:
         arguments = arguments | {"optimizer": optimizers[arguments["optimizer"]]}
     model = small_model(**arguments)
-    model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=callbacks())
+    model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=callbacks(update_every))
     assert_compressed(*model.layers)
 
 

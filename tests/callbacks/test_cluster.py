@@ -73,21 +73,6 @@ def test_blocks_share_a_codebook(data):
     assert len(np.unique(blocks, axis=0)) == 4
 
 
-def test_dynamic_clusters_are_found_again(data):
-    model = small_model(optimizer=keras.optimizers.Adam(0.05))
-    labels = []
-
-    class Watch(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            w = np.asarray(model.get_layer("hidden").kernel)
-            labels.append(np.unique(w, return_inverse=True)[1])
-
-    callback = tfc.ClusterOnSchedule({"kmeans": {"clusters": 4}}, update_every=8)
-    fit(model, data, callback, Watch())
-    assert len(np.unique(np.asarray(model.get_layer("hidden").kernel))) == 4
-    np.testing.assert_array_equal(labels[0], labels[6])
-
-
 def test_rules_change_the_number_of_clusters(data):
     model = small_model()
     rules = [{"layers": "head", "clusters": 2}, {"layers": "hidden", "clusters": 8}]

@@ -41,10 +41,14 @@ class ClusterOnSchedule(KernelCallback):
             `layers` (a regular expression that matches the whole path of kernel or layer; the last
             rule that matches wins), `skip` (a reason), `method`, `clusters`, `block`, `levels`,
             `per`.
-        update_every: steps after which clusters are found again (dynamic clustering), or None to
-            keep them and train only their values. Weights of a cluster are equal, so that they stay
-            together: what can change are the codebooks of several levels. Methods that go by steps
-            go on from the clusters that there are.
+        update_every: None: weights stay in their cluster, whose value trains (static clustering).
+            A number (dynamic clustering): each block of weights keeps latent values beside, which
+            its own steps move (the gradient passes straight through), and after every step it
+            takes the nearest of the values that the clusters have by then. After so many steps the
+            method finds the clusters again in the latent values; methods that go by steps go on
+            from the clusters that there are. That is a blow from which the network needs some
+            hundred steps to recover; with a number beyond the last step the values only train.
+            With several levels there are no latent values: what is found again are the codebooks.
         clusters: how many, in place of the method's own number.
         levels: codebooks whose entries are added up, see `tfc.cluster`.
         per: "kernel" or "channel": a codebook for each kernel or each of its output channels.
@@ -62,9 +66,10 @@ class ClusterOnSchedule(KernelCallback):
         InputError: before training starts, if an argument or a rule cannot be used.
 
     A fit that goes on after an interruption finds its clusters in the weights; those of several
-    levels cannot be told from them and are found anew.
+    levels cannot be told from them and are found anew, and latent values start at the weights.
 
-    Source: Han, Mao and Dally 2016, "Deep Compression".
+    Sources: Han, Mao and Dally 2016, "Deep Compression" (static); van den Oord et al. 2017, "Neural
+    discrete representation learning" (nearest entry, straight-through gradient).
 
     Example:
 
@@ -139,15 +144,17 @@ class ClusterOnSchedule(KernelCallback):
         if self._update_number(step) in (0, self._update_number(previous_step)):
             return
         for kernel in self.targets:
-            w = kernel.value()
+            form, projection = self._forms[kernel.path], self.projections[kernel.path]
+            w = form.latent if self._moves(kernel) and projection.sharing is form else None
+            w = kernel.value() if w is None else w
             _check_finite(kernel, w)
-            where = self._resumed(kernel, w) if previous_step is None else None
+            values, where = w, self._resumed(kernel, w) if previous_step is None else None
             if where is None:
-                w, where = self._cluster(kernel, w)
+                values, where = self._cluster(kernel, w)
             elif step == self.begin_step:
                 self._tell_of_few(kernel, where)
-            self.projections[kernel.path].share(self._forms[kernel.path], where, w)
-            kernel.variable.assign(w)
+            projection.share(form, where, w)
+            kernel.variable.assign(values)
 
     def measures(self):
         distinct = [
@@ -174,7 +181,14 @@ class ClusterOnSchedule(KernelCallback):
         if axes is not None:
             return projection.allow_scales(axes)
         size = clustered.shape_of(plan, plan.channels(kernel))
+        if self._moves(kernel):
+            layout = clustered.layout(kernel.variable.shape, plan, kernel.output_axes)
+            return projection.allow_latent(layout, size["columns"], self.gradients)
         return projection.allow_sums(**size, gradients=self.gradients)
+
+    def _moves(self, kernel: Kernel) -> bool:
+        """Returns whether the kernel's weights change their cluster while they train."""
+        return self.update_every is not None and self._plans[kernel.path].levels == 1
 
     def _update_number(self, step: int | None) -> int:
         """How many times clusters were due until `step`."""
@@ -201,6 +215,8 @@ class ClusterOnSchedule(KernelCallback):
             codes = codes_of(w, axes)
             few = codes is not None and len(np.unique(codes)) <= plan.method.clusters
             return codes if few else None
+        if self._moves(kernel):
+            return self._forms[kernel.path].find(w)
         size = clustered.shape_of(plan, plan.channels(kernel))
         if plan.levels > 1:
             # What this callback has found in an earlier fit, if the kernel is still of that form.

@@ -4,6 +4,7 @@ from tfcompress.clustered.blocks import (
     Clustered,
     cluster_kernel,
     cluster_together,
+    layout,
     remark,
     shape_of,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "cluster_kernel",
     "cluster_together",
     "fisher",
+    "layout",
     "planned",
     "remark",
     "scale_axes",

@@ -10,7 +10,7 @@ import numpy as np
 from tfcompress import clustering, sharing
 from tfcompress.clustered.plan import Plan
 from tfcompress.clustering import arrays, choose
-from tfcompress.weights import from_blocks, real_entries, to_blocks
+from tfcompress.weights import block_numbers, from_blocks, real_entries, to_blocks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,10 +134,9 @@ def cluster_kernel(
     if plan.per != "channel":
         weights = None if importance is None else [importance]
         return cluster_together([w], plan, weights, start.books[0] if start else ())[0]
-    axes = [axis % w.ndim for axis in output_axes]
-    order = [*axes, *(axis for axis in range(w.ndim) if axis not in axes)]
+    order = _channels_first(w.ndim, output_axes)
     turned = w.transpose(order)
-    channels = int(np.prod(turned.shape[: len(axes)]))
+    channels = int(np.prod(turned.shape[: len(output_axes)]))
     rows = turned.reshape(channels, -1, 1)
     turned_importance = importance.transpose(order) if importance is not None else None
     found = []
@@ -159,6 +158,27 @@ def cluster_kernel(
         sum(c.index_bits for c in found),
         tuple(books for c in found for books in c.books),
     )
+
+
+def layout(shape: Sequence[int], plan: Plan, output_axes: Sequence[int]) -> np.ndarray:
+    """Returns which weights make up each block of each codebook, as `latent.Latent` wants it.
+
+    >>> layout((2, 2), Plan("example", block=(2, 1), per="channel"), (1,)).tolist()
+    [[[0, 2]], [[1, 3]]]
+    """
+    block = plan.block[0], plan.block[1]
+    if plan.per != "channel":
+        return block_numbers(tuple(shape), block)[np.newaxis]
+    numbers = np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
+    channels = int(np.prod([shape[axis] for axis in output_axes]))
+    rows = numbers.transpose(_channels_first(len(shape), output_axes)).reshape(channels, -1)
+    places = block_numbers((rows.shape[1], 1), block)
+    return np.where(places >= 0, rows[:, places], -1)
+
+
+def _channels_first(rank: int, output_axes: Sequence[int]) -> list[int]:
+    axes = [axis % rank for axis in output_axes]
+    return [*axes, *(axis for axis in range(rank) if axis not in axes)]
 
 
 class _Piece:
@@ -206,10 +226,10 @@ class _Piece:
 
 
 def _moved(start: Sequence[clustering.Codebook], blocks: np.ndarray) -> clustering.Codebook | None:
-    """Returns a codebook found before with the centroids that its blocks have now."""
+    """Returns a codebook found before with the centroids of the blocks that are near to them."""
     if len(start) != 1 or len(start[0].indices) != len(blocks):
         return None
-    return arrays.codebook(blocks, start[0].indices, None)
+    return arrays.codebook(blocks, arrays.assign(blocks, start[0].centroids), None)
 
 
 def _zeros(w: np.ndarray, plan: Plan) -> Clustered:

@@ -1,0 +1,157 @@
+"""Weights that change their cluster while they train."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.sharing import Sums, decoded, state
+
+
+class Latent(Sums):
+    """Each block of weights is the entry of a codebook that is nearest to its latent values.
+
+    A step moves the latent values by the weights' own steps, as if they were the weights (the
+    gradient passes straight through), and the entries as in `Sums`; then each block takes the
+    entry that is nearest. Weights in place 0 stay zero. An entry that loses all of its blocks keeps
+    its value and may win others; one that had none from the start is out of use.
+
+    Args:
+        shape: of the kernel.
+        layout: which weights make up each block, int32 (codebooks, blocks, weights of a block):
+            positions in the flat kernel, -1 where there is none.
+        columns: entries of each codebook.
+        gradients: "mean" or "sum", see `Sums`.
+
+    Sources: Bengio, Leonard and Courville 2013, "Estimating or propagating gradients through
+    stochastic neurons"; van den Oord et al. 2017, "Neural discrete representation learning".
+    """
+
+    def __init__(self, shape: Sequence[int], layout: np.ndarray, columns: int, gradients: str):
+        books, _, width = layout.shape
+        super().__init__(shape, books * width, columns, levels=1, gradients=gradients)
+        self._size = books, width, columns
+        self._layout = layout.astype(np.int32)
+        order = np.argsort(layout, axis=None, kind="stable")
+        self._back = order[np.count_nonzero(layout < 0) :].astype(np.int32).reshape(shape)
+        if self._codebook is None:
+            self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
+        self._latent = state(np.zeros(shape, np.float32), "latent")
+
+    @property
+    def latent(self) -> np.ndarray:
+        """The latent values, float32 of the kernel's shape."""
+        return keras.ops.convert_to_numpy(self._latent.value)
+
+    def set(self, places: np.ndarray, w: np.ndarray) -> None:
+        """Puts each weight in its place, int32 (1, *shape); `w` are the latent values."""
+        super().set(places, w)
+        # Nothing is near to infinity.
+        unused = np.bincount(places.ravel(), minlength=self.entries + 1) == 0
+        unused[0] = False
+        codebook = keras.ops.convert_to_numpy(self._codebook.value)
+        self._codebook.assign(np.where(unused, np.inf, codebook))
+        self._latent.assign(np.where(places[0] > 0, w, 0.0))
+
+    def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
+        self.set(np.where(mask, self.places, 0), self.latent)
+
+    def find(self, w: np.ndarray) -> np.ndarray | None:
+        """Returns the places that the values of a kernel of this form tell, or None: it is not of
+        this form, or zeros or ragged edges within blocks hide it."""
+        books, width, columns = self._size
+        blocks = np.where(self._layout >= 0, w.ravel()[self._layout], 0.0)
+        found = np.zeros(self._layout.shape, np.int32)
+        for book, rows in enumerate(blocks):
+            used = rows.any(axis=1)
+            values = rows[used, 0] if width == 1 else rows[used]
+            distinct, numbers = np.unique(values, axis=0, return_inverse=True)
+            if len(distinct) > columns:
+                return None
+            cells = (book * width + np.arange(width)) * columns
+            found[book, used] = 1 + cells + numbers.reshape(-1, 1)
+        places = found.reshape(-1)[self._back]
+        return np.where(w == 0, 0, places)[np.newaxis]
+
+    def nearest(self, w: Any) -> tuple[Any, Any]:
+        """Returns the nearest kernel whose weights are in the clusters that they have in `w` (those
+        of an earlier epoch may be other ones), or else in those of the last step; and what is kept.
+
+        Not to be traced into a graph.
+        """
+        value = keras.ops.convert_to_numpy(w)
+        if not np.array_equal(value, decoded(self.places, self.kept[0].numpy())):
+            places = self.find(value)
+            self.set(self.places if places is None else places, value)
+        return self._decode(self.kept[0], w.dtype), self.kept
+
+    def step(self, w: Any) -> tuple[Any, Any]:
+        before, latent, _ = self.kept
+        steps = w - self._decode(before, w.dtype)
+        wide = tf.cast(steps, tf.float64)
+        codebook = self._added(wide)
+        if self.gradients == "mean":
+            codebook = tf.math.divide_no_nan(codebook, self._added(tf.ones_like(wide)))
+        codebook += before
+        latent = latent + steps
+        places = self._nearest_places(latent, codebook)
+        w = tf.cast(tf.gather(codebook, places[0]), w.dtype)
+        return w, (codebook, latent, places)
+
+    def remember(self, kept: Any) -> None:
+        """Keeps the entries, the latent values and the places from which the next step starts."""
+        for variable, value in zip((self._codebook, self._latent, self._places), kept, strict=True):
+            variable.assign(value)
+
+    @property
+    def kept(self) -> Any:
+        """The entries, the latent values and the places from which the next step starts."""
+        return tuple(
+            tf.convert_to_tensor(v.value) for v in (self._codebook, self._latent, self._places)
+        )
+
+    def _nearest_places(self, latent: Any, codebook: Any) -> Any:
+        books, width, columns = self._size
+        entries = tf.reshape(tf.cast(codebook[1:], tf.float32), [books, width, columns])
+        values = self._in_blocks(latent, 0.0)
+        used = self._in_blocks(self._places.value[0], 0) > 0
+        if width == 1:
+            column = _nearest_scalars(values[..., 0], entries[:, 0])
+        else:
+            column = _nearest_blocks(values, used, entries)
+        cells = tf.reshape(tf.range(books * width) * columns, [books, 1, width])
+        places = tf.where(used, 1 + cells + column[..., tf.newaxis], 0)
+        return tf.gather(tf.reshape(places, [-1]), self._back)[tf.newaxis]
+
+    def _in_blocks(self, x: Any, filling: Any) -> Any:
+        """Returns an array of the kernel's shape as (codebooks, blocks, weights of a block)."""
+        flat = tf.reshape(x, [-1])
+        blocks = tf.gather(flat, np.maximum(self._layout, 0))
+        return blocks if (self._layout >= 0).all() else tf.where(self._layout >= 0, blocks, filling)
+
+
+def _nearest_scalars(values: Any, entries: Any) -> Any:
+    """Returns which of its codebook's entries (b, k) is nearest to each of the values (b, n)."""
+    order = tf.argsort(entries, axis=-1)
+    ordered = tf.gather(entries, order, batch_dims=1)
+    between = (ordered[:, 1:] + ordered[:, :-1]) / 2.0
+    return tf.gather(order, tf.searchsorted(between, values), batch_dims=1)
+
+
+def _nearest_blocks(values: Any, used: Any, entries: Any) -> Any:
+    """Returns which entry (b, d, k) is nearest to each block (b, n, d), by the used weights.
+
+    One entry after another: there is never an array of n x k.
+    """
+
+    def compare(column: Any, nearest: Any, least: Any) -> Any:
+        entry = tf.gather(entries, column, axis=2)[:, tf.newaxis]
+        distance = tf.reduce_sum(tf.where(used, tf.square(values - entry), 0.0), axis=-1)
+        closer = distance < least
+        return column + 1, tf.where(closer, column, nearest), tf.where(closer, distance, least)
+
+    shape = tf.shape(values)[:2]
+    start = (tf.constant(0), tf.zeros(shape, tf.int32), tf.fill(shape, np.float32(np.inf)))
+    return tf.while_loop(lambda column, *_: column < entries.shape[2], compare, start)[1]
