@@ -1,0 +1,196 @@
+"""ResNet-8 with shared weights: points lost on CIFAR-10 as JPEG files, and bits per weight.
+
+    python benchmarks/cluster_resnet8.py --baseline resnet8-jpeg.keras --data cifar10-jpeg.tar.gz
+
+The baseline is the fine-tuned float model that `channel_pruning.py --stages baseline` leaves.
+
+scalars   each kernel has 16 values; weights change their cluster while they train
+blocks    1 x 4 blocks are sums of two codebooks' entries, as many as 4 bits per weight allow
+METHOD    one clustering method with as many clusters as bring it nearest to the bytes of k-means
+          with 16: accuracy before and after `--method-epochs` of fine-tuning with fixed clusters
+
+Bits are those of all clustered kernels: indices as an ideal entropy coder writes them (for
+`blocks`, as they are) and codebooks in float32. Accuracy is the float .tflite's. Each finished row
+is kept in `results.jsonl` of `--output`, with the training's checkpoints beside: the same command
+goes on after a kill. Exits with 1 if `scalars` loses more than 0.3 points, or has more than 16
+values in a kernel, or `blocks` takes more than 4 bits per weight.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import time
+
+import channel_pruning
+import keras
+import numpy as np
+import resnet8_quantization
+import tensorflow as tf
+
+import tfcompress as tfc
+from tfcompress import clustering, weights
+from tfcompress.clustered import Plan, cluster_kernel
+
+CLUSTERS, BITS, MOST_LOST = 16, 4, 0.3
+NEVER = 10**9  # dynamic clusters whose values train, and are never found anew
+
+
+def main(arguments=None):
+    options = _parse(arguments)
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    images = channel_pruning.load_images(options.data, options.images or options.output)
+    model = keras.models.load_model(options.baseline, compile=False)
+    bench = Bench(model, images, options)
+    for row in ("float32", *options.rows):
+        bench.finish(row)
+    return report(bench.rows())
+
+
+class Bench(resnet8_quantization.Bench):
+    """The model, the images, and a folder in which each row's result is kept."""
+
+    def finish(self, row):
+        """Makes and measures one row, unless it is finished."""
+        if row in self.rows():
+            return
+        started = time.perf_counter()
+        how = {"float32": self.as_it_is, "scalars": self.scalars, "blocks": self.blocks}
+        model, result = how[row]() if row in how else self.method(row)
+        content = tfc.convert(model, scheme="float32")
+        result |= {
+            "row": row,
+            "validation": self.accuracy(content, "validation"),
+            "test": self.accuracy(content, "test"),
+            "values": max(len(np.unique(kernel.value())) for kernel in weights.kernels(model)),
+            "seconds": round(time.perf_counter() - started),
+        }
+        with open(self.results, "a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+
+    def as_it_is(self):
+        return self.model, {"bits": 32.0}
+
+    def scalars(self):
+        callback = {"method": "kmeans", "clusters": CLUSTERS, "update_every": NEVER}
+        model = self.trained("scalars", callback, self.options.epochs)
+        return model, {"bits": bits_of(model)}
+
+    def blocks(self):
+        rules = [
+            {"layers": f".*{kernel.path}", "clusters": entries_for(kernel.variable.shape)}
+            for kernel in weights.kernels(self.model)
+        ]
+        callback = {"block": (1, 4), "levels": 2, "rules": rules}
+        model = self.trained("blocks", callback, self.options.epochs)
+        total = size = 0
+        for kernel in weights.kernels(self.model):
+            total += bits_of_blocks(kernel.variable.shape, entries_for(kernel.variable.shape))
+            size += np.prod(kernel.variable.shape)
+        return model, {"bits": round(float(total / size), 3)}
+
+    def method(self, name):
+        clusters, bits = self.clusters_for(name)
+        model = tfc.cluster(self.model, name, clusters)
+        before = self.accuracy(tfc.convert(model, scheme="float32"), "test")
+        tfc.preserve(model)
+        self.train(model, name, self.options.method_epochs, self.options.rate, [])
+        return model, {"bits": bits, "clusters": clusters, "before": before}
+
+    def trained(self, name, arguments, epochs):
+        """Returns a copy of the model that is clustered while it trains."""
+        model = keras.models.clone_model(self.model)
+        model.set_weights(self.model.get_weights())
+        rules = [*arguments.pop("rules", []), {"layers": "teacher/.*", "skip": "it teaches"}]
+        callback = tfc.ClusterOnSchedule(**arguments, rules=rules)
+        self.train(model, name, epochs, self.options.rate, [callback])
+        return model
+
+    def clusters_for(self, method):
+        """Returns for how many clusters a method's bits are nearest to those of k-means."""
+        wanted = self.bits("kmeans", CLUSTERS)
+        low, high = 2, 4 * CLUSTERS
+        while low < high:  # bits grow with the clusters
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.bits(method, middle) < wanted else (low, middle)
+        nearest = min((max(low - 1, 2), low), key=lambda k: abs(self.bits(method, k) - wanted))
+        return nearest, self.bits(method, nearest)
+
+    def bits(self, method, clusters):
+        plan = Plan("cluster_resnet8", method).with_clusters(clusters)
+        kernels = weights.kernels(self.model)
+        found = [cluster_kernel(k.value(), plan, k.output_axes) for k in kernels]
+        total = sum(one.index_bits + 8 * one.codebook_bytes for one in found)
+        return round(total / sum(one.values.size for one in found), 3)
+
+
+def bits_of(model):
+    """Returns the bits per weight of kernels with few values, indices entropy coded."""
+    total = size = 0
+    for kernel in weights.kernels(model):
+        _, counts = np.unique(kernel.value(), return_counts=True)
+        shares = counts / counts.sum()
+        total += -(counts * np.log2(shares)).sum() + 32 * len(counts)
+        size += counts.sum()
+    return round(float(total / size), 3)
+
+
+def bits_of_blocks(shape, entries):
+    """Returns all bits of a kernel of 1 x 4 blocks, the sums of two entries each."""
+    rows, columns = weights.matrix_shape(tuple(shape))
+    blocks = rows * math.ceil(columns / 4)
+    return blocks * 2 * math.log2(entries) + 2 * entries * 4 * 32
+
+
+def entries_for(shape):
+    """Returns the largest power of two of entries that `BITS` per weight pay for."""
+    most = BITS * np.prod(shape)
+    return max(2**n for n in range(1, 9) if n == 1 or bits_of_blocks(shape, 2**n) <= most)
+
+
+def report(rows):
+    """Prints the table and returns the exit status."""
+    base = rows["float32"]["test"]
+    print(f"\n{'':<18}{'clusters':>9}{'values':>8}{'bits':>7}{'before':>9}{'test':>9}{'lost':>7}")
+    failed = False
+    for name, row in rows.items():
+        lost = round(base - row["test"], 2)
+        before = f"{row['before']:.2f}%" if "before" in row else ""
+        print(
+            f"{name:<18}{row.get('clusters', ''):>9}{row['values']:>8}{row['bits']:>7.2f}"
+            f"{before:>9}{row['test']:>8.2f}%{lost:>+7.2f}"
+        )
+        failed |= name == "scalars" and (lost > MOST_LOST or row["values"] > CLUSTERS)
+        failed |= name == "blocks" and row["bits"] > BITS
+    return int(failed)
+
+
+def _parse(arguments):
+    shared = pathlib.Path(__file__).resolve().parents[2] / "shared"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    rows = ["scalars", "blocks", *clustering.METHODS.names()]
+    add("--baseline", type=pathlib.Path, required=True)
+    add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
+    add("--images", type=pathlib.Path, help="folder in which images.npz lies or will")
+    add("--output", type=pathlib.Path, default=pathlib.Path("runs/cluster_resnet8"))
+    add("--rows", nargs="+", choices=rows, default=rows)
+    add("--samples", type=int, default=500, help=argparse.SUPPRESS)
+    add("--epochs", type=int, default=6)
+    add("--method-epochs", type=int, default=1)
+    add("--rate", type=float, default=3e-4)
+    add("--distill", type=float, default=0.5, help="share of the soft labels in the loss, 0 to 1")
+    add("--temperature", type=float, default=3.0)
+    add("--threads", type=int, default=1)
+    add("--bfloat16", action="store_true", help="train with bfloat16 convolutions (AMX)")
+    add("--limit", type=int, help="images of each split, to try the benchmark out")
+    add("--steps", type=int, help="training steps of an epoch, to try the benchmark out")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
