@@ -96,7 +96,7 @@ class Bench(resnet8_quantization.Bench):
         model = tfc.cluster(self.model, name, clusters)
         before = self.accuracy(tfc.convert(model, scheme="float32"), "test")
         tfc.preserve(model)
-        self.train(model, name, self.options.method_epochs, self.options.rate, [])
+        self.train(model, name, self.options.method_epochs, *self.how, [])
         return model, {"bits": bits, "clusters": clusters, "before": before}
 
     def trained(self, name, arguments, epochs):
@@ -105,8 +105,13 @@ class Bench(resnet8_quantization.Bench):
         model.set_weights(self.model.get_weights())
         rules = [*arguments.pop("rules", []), {"layers": "teacher/.*", "skip": "it teaches"}]
         callback = tfc.ClusterOnSchedule(**arguments, rules=rules)
-        self.train(model, name, epochs, self.options.rate, [callback])
+        self.train(model, name, epochs, *self.how, [callback])
         return model
+
+    @property
+    def how(self):
+        """The learning rate and the share of the soft labels in the loss."""
+        return self.options.rate, self.options.distill
 
     def clusters_for(self, method):
         """Returns for how many clusters a method's bits are nearest to those of k-means."""

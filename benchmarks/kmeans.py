@@ -1,6 +1,9 @@
-"""Clusters one large kernel by k-means: seconds, memory and error against the optimum.
+"""Clusters kernels by k-means: seconds, memory and error against the optimum.
 
     python benchmarks/kmeans.py [--weights 25000000] [--clusters 16 256]
+    python benchmarks/kmeans.py --weights 10000 100000 1000000 10000000 --clusters 16
+
+The second command shows how time grows with the number of weights.
 
 The kernel is a mix of normal and Laplace weights. The sum of squared errors (SSE) of
 `tfcompress.clustering.KMeans` and of scikit-learn's `KMeans` is divided by a lower bound of the
@@ -23,6 +26,7 @@ included, over the kernel's bytes.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import time
 
@@ -89,8 +93,8 @@ def scikit_learn(kernel: np.ndarray, clusters: int, init: str, iterations: int):
 
 def measure(connection, method, size: int, *arguments) -> None:
     """Sends seconds, peak memory over the kernel's bytes, SSE and scikit-learn's iterations."""
-    # Imports and compiles; as large as it takes to go the way of large kernels.
-    method(make_kernel(2_200_000), 2, "random", 2)
+    # Imports and compiles; a large kernel needs one that is large enough to go the same way.
+    method(make_kernel(min(size, 2_200_000)), 2, "random", 2)
     before = memory_bytes("VmRSS")
     kernel = make_kernel(size)
     begin = time.perf_counter()
@@ -113,27 +117,26 @@ def in_own_process(*arguments):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=int, default=25_000_000)
+    parser.add_argument("--weights", type=int, nargs="+", default=[25_000_000])
     parser.add_argument("--clusters", type=int, nargs="+", default=[16, 256])
     parser.add_argument("--init", nargs="+", default=["k-means++", "random"])
     parser.add_argument("--iterations", type=int, nargs="+", default=[300, 5])
     options = parser.parse_args()
-    print(f"{options.weights:,} weights, {4 * options.weights / 1e6:.0f} MB")
     print(
-        f"{'clusters':>8}  {'method':<52}{'seconds':>9}{'memory':>9}{'excess SSE':>13}{'time':>8}"
+        f"{'weights':>12}{'clusters':>9}  {'method':<52}{'seconds':>10}{'memory':>9}"
+        f"{'excess SSE':>13}{'time':>8}"
     )
-    settings = zip(options.clusters, options.init, options.iterations, strict=True)
-    for clusters, init, iterations in settings:
-        bound, baseline = lower_bound(make_kernel(options.weights), clusters), None
+    settings = zip(options.clusters, options.init, options.iterations, strict=False)
+    for size, (clusters, init, iterations) in itertools.product(options.weights, settings):
+        bound, baseline = lower_bound(make_kernel(size), clusters), None
         for method in (ours, scikit_learn):
-            seconds, memory, sse, used = in_own_process(
-                method, options.weights, clusters, init, iterations
-            )
+            found = in_own_process(method, size, clusters, init, iterations)
+            seconds, memory, sse, used = found
             baseline = baseline or seconds
             stopped = ", stopped" if used == iterations else ""
             name = f"scikit-learn, {init}, {used} iterations{stopped}" if used else "tfcompress"
             print(
-                f"{clusters:>8}  {name:<52}{seconds:>9.2f}{memory:>7.2f} x"
+                f"{size:>12,}{clusters:>9}  {name:<52}{seconds:>10.4f}{memory:>7.2f} x"
                 f"{100 * (sse / bound - 1):>11.4f} %{seconds / baseline:>6.0f} x",
                 flush=True,
             )

@@ -13,8 +13,10 @@ Rows (`--rows`):
     mixed            4 or 8 bits per layer by `mixed_precision`, at least 35 % fewer bytes than int8
     iterative_int4   4-bit weights, rounded and clipped bit by bit while training
     qat_int8         quantization-aware training, 8 bits, learned step sizes
-    qat_int4         the same with 4-bit weights
+    qat_int4         the same with 4-bit weights, and for longer
     qat_mixed        the same in the bits of the row `mixed`
+
+Rows that train are taught by the float model as well.
 
 Every file sees the 10,000 test images once, on the LiteRT interpreter. A tenth of the training
 images is held out: on these every choice is made (how ranges are found, which epoch's weights).
@@ -50,6 +52,13 @@ LIMITS = {
     "qat_int8": 0.1,
     "qat_int4": 1.0,
     "qat_mixed": 0.3,
+}
+# How the rows that train do so: epochs, rate, share of the soft labels in the loss.
+TRAINING = {
+    "iterative_int4": (4, 3e-4, 1.0),
+    "qat_int8": (4, 5e-5, 1.0),
+    "qat_int4": (12, 2e-4, 0.5),
+    "qat_mixed": (4, 5e-5, 1.0),
 }
 FEWER_BYTES = 0.35
 BATCH, SEED = 128, 0
@@ -180,20 +189,25 @@ class Bench:
         found.plot().savefig(self.options.output / "mixed.png")
         return found.flatbuffer, found.chosen.schemes
 
-    def iterative(self):
+    def training(self, row):
+        """Returns epochs, rate and the soft labels' share, as the row or the command line has
+        them."""
         options = self.options
+        given = options.epochs, options.rate, options.distill
+        return [y if x is None else x for x, y in zip(given, TRAINING[row], strict=True)]
+
+    def iterative(self):
         model = tfc.fold_batch_norm(self.model)
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:512]
         data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
-        rules = [{"layers": "teacher/.*", "skip": "it teaches"}] if options.distill else []
+        rules = [{"layers": "teacher/.*", "skip": "it teaches"}]
         rounding = tfc.RoundIteratively(4, data=data, rules=rules)
-        self.train(model, "iterative_int4", options.epochs, options.iterative_rate, [rounding])
+        self.train(model, "iterative_int4", *self.training("iterative_int4"), [rounding])
         words = {"scheme": "int4", "target": "reference"}
         tried = [{**words, "ranges": word} for word in ("min_max", "mse", "percentile")]
         return self.best([(self.converted(model, w), w) for w in tried])
 
     def quantize_aware(self, row):
-        options = self.options
         words, rules = {"ranges": "percentile", "learn": "lsq"}, []
         if row == "qat_int4":
             words["weight_bits"] = 4
@@ -204,7 +218,7 @@ class Bench:
                 for path, scheme in schemes.items()
             ]
         model = tfc.quantize_aware(self.model, samples=self.samples, rules=rules, **words)
-        self.train(model, row, options.epochs, options.qat_rate, [])
+        self.train(model, row, *self.training(row), [])
         scheme = {"qat_int8": "int8", "qat_int4": "int4", "qat_mixed": "mixed"}[row]
         given = {"scheme": scheme} | ({"target": "reference"} if scheme == "int4" else {})
         if scheme == "mixed":
@@ -213,14 +227,14 @@ class Bench:
             ]
         return self.converted(model, given), {**words, **given}
 
-    def train(self, model, name, epochs, rate, callbacks):
+    def train(self, model, name, epochs, rate, distill, callbacks):
         """Trains the model in place, taught by the float model as well; goes on after a kill."""
         options = self.options
-        trained = taught(model, tfc.fold_batch_norm(self.model)) if options.distill else model
+        trained = taught(model, tfc.fold_batch_norm(self.model))
         steps = min(steps_per_epoch(self.images, BATCH), options.steps or 10**9)
         trained.compile(
             keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
-            loss=channel_pruning.soft_label_loss(options.distill, options.temperature),
+            loss=channel_pruning.soft_label_loss(distill, options.temperature),
             metrics=[channel_pruning.accuracy],
             jit_compile=False,
         )
@@ -298,10 +312,9 @@ def _parse(arguments):
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/resnet8_quantization"))
     add("--rows", nargs="+", choices=LIMITS, default=list(LIMITS))
     add("--samples", type=int, default=500, help="training images that calibrate")
-    add("--epochs", type=int, default=4)
-    add("--iterative-rate", type=float, default=3e-4)
-    add("--qat-rate", type=float, default=5e-5)
-    add("--distill", type=float, default=1.0, help="share of the soft labels in the loss, 0 to 1")
+    add("--epochs", type=int, help="in place of each row's own")
+    add("--rate", type=float, help="in place of each row's own learning rate")
+    add("--distill", type=float, help="share of the soft labels in the loss, 0 to 1")
     add("--temperature", type=float, default=3.0)
     add("--threads", type=int, default=1)
     add("--bfloat16", action="store_true", help="train with bfloat16 convolutions (AMX)")

@@ -22,6 +22,7 @@ VALUES_PER_CLUSTER = 64  # ... but so many for each cluster
 PROGRAM_CELLS = 1 << 26  # clusters x values: above, the program would take minutes
 SORTED_VALUES = 1 << 21  # larger kernels are counted in bins, not sorted
 BIN_BITS = 22
+SEARCH_BITS = 16  # bins from which a value's centroid is looked for: they stay in the cache
 
 
 def fit(
@@ -80,17 +81,29 @@ def moments(points: Points) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     They run from the median outwards, negative to the left: where they began at a far-off value,
     its square would swallow the differences between all others.
     """
-    total = np.cumsum(points.masses)
-    middle = int(np.searchsorted(total, total[-1] / 2))
-    center = points.positions[middle]
-
-    def running(terms: np.ndarray) -> np.ndarray:
-        left, right = np.cumsum(terms[:middle][::-1])[::-1], np.cumsum(terms[middle:])
-        return np.concatenate([-left, [0.0], right])
-
+    center, middle = _median(points)
     offsets = points.positions - center
     first = points.masses * offsets
-    return center, running(points.masses), running(first), running(first * offsets)
+    terms = points.masses, first, first * offsets
+    mass, first, second = (_running(term, middle) for term in terms)
+    return center, mass, first, second
+
+
+def _median(points: Points) -> tuple[float, int]:
+    """Returns the median of the points and its place among them."""
+    total = np.cumsum(points.masses)
+    middle = int(np.searchsorted(total, total[-1] / 2))
+    return points.positions[middle], middle
+
+
+def _running(terms: np.ndarray, middle: int) -> np.ndarray:
+    """Returns the sums (m + 1,) of the terms between a place and the middle, negative before it."""
+    sums = np.zeros(len(terms) + 1)
+    np.cumsum(terms[middle:], out=sums[middle + 1 :])
+    left = sums[:middle][::-1]
+    np.cumsum(terms[:middle][::-1], out=left)
+    np.negative(left, out=left)
+    return sums
 
 
 @compiled
@@ -152,8 +165,9 @@ def companded_begins(points: Points, count: int) -> np.ndarray:
 
 def _lloyd(points: Points, centroids: np.ndarray, max_iterations: int) -> np.ndarray:
     """Moves each centroid to the mean of its points until no point changes sides."""
-    center, mass, moment, _ = moments(points)
+    center, middle = _median(points)
     positions, centroids = points.positions - center, centroids - center
+    mass, moment = _running(points.masses, middle), _running(points.masses * positions, middle)
     begins: np.ndarray = np.empty(0)
     for _ in range(max_iterations):
         borders = np.searchsorted(positions, _midpoints(centroids), side="right")
@@ -198,10 +212,10 @@ class Bins:
     size: int
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Bins":
-        """Returns bins that cover the values, about as many as values, at most 2^`BIN_BITS`."""
+    def of(cls, values: np.ndarray, most_bits: int = BIN_BITS) -> "Bins":
+        """Returns bins that cover the values, about as many as values, at most 2^`most_bits`."""
         low, high = (int(_ordered(np.array([v]))[0]) for v in (values.min(), values.max()))
-        bits = min(BIN_BITS, max(8, len(values).bit_length()))
+        bits = min(most_bits, max(8, len(values).bit_length()))
         shift = max(0, (high - low).bit_length() - bits)
         return cls(low, shift, ((high - low) >> shift) + 1)
 
@@ -250,7 +264,7 @@ def assign(
     `borders` (k - 1,) take the place of the points halfway between them.
     """
     weight = np.empty(0) if weight is None else weight
-    bins = Bins.of(values)
+    bins = Bins.of(values, SEARCH_BITS)
     borders = _midpoints(centroids) if borders is None else borders
     lowest = np.searchsorted(borders, bins.lowest_values()).astype(np.int32)
     patterns = values.view(np.uint32)
