@@ -211,6 +211,18 @@ def test_inverse_roots_are_those_of_the_kernel(code):
     assert difference.max() < 0.01 * step(content)
 
 
+@pytest.mark.parametrize("largest", [0.7, 3.1, 8.0, 40.0])
+def test_hard_swish_is_that_of_the_kernel_for_every_code(largest):
+    inputs = keras.Input((256,))
+    x = np.linspace(-largest, largest, 256, dtype=np.float32)[None]
+    model = keras.Model(inputs, layers.Activation("hard_silu")(inputs))
+    quantized = tfc.quantize_aware(model, samples=x)
+    found = quantized.predict(x, verbose=0)
+    content = tflite.convert(quantized)
+    assert np.abs(tflite.run(content, x) - found).max() < 0.01 * step(content)
+    assert len(np.unique(found)) > 90
+
+
 def wide(x):
     """A convolution and a dense layer of so many products that float32 sums would be inexact."""
     weights = keras.initializers.RandomNormal(0.02, 0.05, seed=0)

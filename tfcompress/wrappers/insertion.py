@@ -86,7 +86,7 @@ class Insertion:
             y = copy(*args, **kwargs)
         if how is Way.PRODUCT:
             self._kernels[id(y)] = "products", [self._grids[id(x)] for x in args[:2]]
-        self._note_kernel(y, args, type(node.operation).__name__)
+        self._note_kernel(y, args, node.operation)
         return self._output(node, how, args, y)
 
     def _output(self, node: Any, how: Way, args: Any, y: Any) -> Any:
@@ -168,8 +168,9 @@ class Insertion:
             self.methods[name] = own.ranges or "min_max"
         return FakeQuantize(name=name, bits=bits, **options)
 
-    def _note_kernel(self, y: Any, args: Any, name: str) -> None:
+    def _note_kernel(self, y: Any, args: Any, operation: Any) -> None:
         """Keeps what tensors a sum, a product, a mean or a concatenation is made of."""
+        name = type(operation).__name__
         tensors = [x for x in keras.tree.flatten(args) if isinstance(x, keras.KerasTensor)]
         if name == "Concatenate" and len(tensors) > 1:
             made = [self._rescaled(x) or self._kernels.get(id(x), _NEAREST) for x in tensors]
@@ -181,6 +182,8 @@ class Insertion:
             self._kernels[id(y)] = name.lower(), [(x, self._grids[id(x)]) for x in tensors]
         elif name == "Multiply" and len(tensors) == 2:
             self._kernels[id(y)] = "multiply", [self._grids[id(x)] for x in tensors]
+        elif name == "HardSilu" or (name == "Activation" and _activation(operation) == "hard_silu"):
+            self._kernels[id(y)] = "hard_swish", [tensors[0], self._grids[id(tensors[0])]]
         elif name == "Mean" or name.startswith("GlobalAveragePooling"):
             self._kernels[id(y)] = "means", [tensors[0], self._grids[id(tensors[0])]]
 
