@@ -5,12 +5,14 @@
 The baseline is the fine-tuned float model that `channel_pruning.py --stages baseline` leaves.
 
 scalars   each kernel has 16 values; weights change their cluster while they train
-blocks    1 x 4 blocks are sums of two codebooks' entries, as many as 4 bits per weight allow
+blocks    1 x 4 blocks are sums of two codebooks' entries, as many as 4 bits per weight pay for,
+          codebooks included; kernels of less than 4,096 weights, to which codebooks of blocks are
+          dear, have 16 values as above
 METHOD    one clustering method with as many clusters as bring it nearest to the bytes of k-means
           with 16: accuracy before and after `--method-epochs` of fine-tuning with fixed clusters
 
-Bits are those of all clustered kernels: indices as an ideal entropy coder writes them (for
-`blocks`, as they are) and codebooks in float32. Accuracy is the float .tflite's. Each finished row
+Bits are those of all kernels: indices as an ideal entropy coder writes them (of blocks, as they
+are) and codebooks in float32. Accuracy is the float .tflite's. Each finished row
 is kept in `results.jsonl` of `--output`, with the training's checkpoints beside: the same command
 goes on after a kill. Exits with 1 if `scalars` loses more than 0.3 points, or has more than 16
 values in a kernel, or `blocks` takes more than 4 bits per weight.
@@ -33,6 +35,7 @@ from tfcompress import clustering, weights
 from tfcompress.clustered import Plan, cluster_kernel
 
 CLUSTERS, BITS, MOST_LOST = 16, 4, 0.3
+FEWEST_IN_BLOCKS = 4096
 NEVER = 10**9  # dynamic clusters whose values train, and are never found anew
 
 
@@ -80,16 +83,12 @@ class Bench(resnet8_quantization.Bench):
 
     def blocks(self):
         rules = [
-            {"layers": f".*{kernel.path}", "clusters": entries_for(kernel.variable.shape)}
-            for kernel in weights.kernels(self.model)
+            {"layers": f".*{kernel.path}", "block": (1, 4), "levels": 2, "clusters": entries}
+            for kernel, entries in in_blocks(self.model)
         ]
-        callback = {"block": (1, 4), "levels": 2, "rules": rules}
+        callback = {"clusters": CLUSTERS, "update_every": NEVER, "rules": rules}
         model = self.trained("blocks", callback, self.options.epochs)
-        total = size = 0
-        for kernel in weights.kernels(self.model):
-            total += bits_of_blocks(kernel.variable.shape, entries_for(kernel.variable.shape))
-            size += np.prod(kernel.variable.shape)
-        return model, {"bits": round(float(total / size), 3)}
+        return model, {"bits": bits_of(model, in_blocks(model))}
 
     def method(self, name):
         clusters, bits = self.clusters_for(name)
@@ -131,28 +130,36 @@ class Bench(resnet8_quantization.Bench):
         return round(total / sum(one.values.size for one in found), 3)
 
 
-def bits_of(model):
-    """Returns the bits per weight of kernels with few values, indices entropy coded."""
+def in_blocks(model):
+    """Returns the kernels that are large enough for blocks, and how many entries each codebook
+    has: the largest power of two that `BITS` per weight pay for."""
+    found = []
+    for kernel in weights.kernels(model):
+        size = int(np.prod(kernel.variable.shape))
+        if size >= FEWEST_IN_BLOCKS:
+            paid = [2**n for n in range(1, 9) if bits_of_blocks(kernel, 2**n) <= BITS * size]
+            found.append((kernel, max(paid)))
+    return found
+
+
+def bits_of_blocks(kernel, entries):
+    """Returns all bits of a kernel of 1 x 4 blocks, the sums of two entries each."""
+    rows, columns = weights.matrix_shape(tuple(kernel.variable.shape))
+    return rows * math.ceil(columns / 4) * 2 * math.log2(entries) + 2 * entries * 4 * 32
+
+
+def bits_of(model, blocks=()):
+    """Returns the bits per weight; kernels not among `blocks` have few values."""
+    entries = {kernel.path: count for kernel, count in blocks}
     total = size = 0
     for kernel in weights.kernels(model):
         _, counts = np.unique(kernel.value(), return_counts=True)
-        shares = counts / counts.sum()
-        total += -(counts * np.log2(shares)).sum() + 32 * len(counts)
         size += counts.sum()
+        if kernel.path in entries:
+            total += bits_of_blocks(kernel, entries[kernel.path])
+        else:
+            total += (counts * np.log2(counts.sum() / counts)).sum() + 32 * len(counts)
     return round(float(total / size), 3)
-
-
-def bits_of_blocks(shape, entries):
-    """Returns all bits of a kernel of 1 x 4 blocks, the sums of two entries each."""
-    rows, columns = weights.matrix_shape(tuple(shape))
-    blocks = rows * math.ceil(columns / 4)
-    return blocks * 2 * math.log2(entries) + 2 * entries * 4 * 32
-
-
-def entries_for(shape):
-    """Returns the largest power of two of entries that `BITS` per weight pay for."""
-    most = BITS * np.prod(shape)
-    return max(2**n for n in range(1, 9) if n == 1 or bits_of_blocks(shape, 2**n) <= most)
 
 
 def report(rows):
