@@ -36,6 +36,7 @@ class Latent(Sums):
         self._layout = layout.astype(np.int32)
         order = np.argsort(layout, axis=None, kind="stable")
         self._back = order[np.count_nonzero(layout < 0) :].astype(np.int32).reshape(shape)
+        self._in_order = np.array_equal(layout.ravel(), np.arange(self._back.size))
         if self._codebook is None:
             self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
         self._latent = state(np.zeros(shape, np.float32), "latent")
@@ -44,6 +45,13 @@ class Latent(Sums):
     def latent(self) -> np.ndarray:
         """The latent values, float32 of the kernel's shape."""
         return keras.ops.convert_to_numpy(self._latent.value)
+
+    @property
+    def centroids(self) -> list[np.ndarray]:
+        """Of each codebook the entries in use, float32 (k, weights of a block)."""
+        books, width, columns = self._size
+        entries = self.kept[0].numpy()[1:].astype(np.float32).reshape(books, width, columns)
+        return [book.T[np.isfinite(book).all(axis=0)] for book in entries]
 
     def set(self, places: np.ndarray, w: np.ndarray) -> None:
         """Puts each weight in its place, int32 (1, *shape); `w` are the latent values."""
@@ -55,8 +63,17 @@ class Latent(Sums):
         self._codebook.assign(np.where(unused, np.inf, codebook))
         self._latent.assign(np.where(places[0] > 0, w, 0.0))
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return [*super().variables, self._latent]
+
+    def holds(self, w: np.ndarray) -> bool:
+        places = self.places
+        return bool(places.any()) and np.array_equal(w, decoded(places, self.kept[0].numpy()))
+
     def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
-        self.set(np.where(mask, self.places, 0), self.latent)
+        self._places.assign(np.where(mask, self.places, 0))
+        self._latent.assign(np.where(mask, self.latent, 0.0))
 
     def find(self, w: np.ndarray) -> np.ndarray | None:
         """Returns the places that the values of a kernel of this form tell, or None: it is not of
@@ -82,7 +99,7 @@ class Latent(Sums):
         Not to be traced into a graph.
         """
         value = keras.ops.convert_to_numpy(w)
-        if not np.array_equal(value, decoded(self.places, self.kept[0].numpy())):
+        if not self.holds(value):
             places = self.find(value)
             self.set(self.places if places is None else places, value)
         return self._decode(self.kept[0], w.dtype), self.kept
@@ -123,12 +140,15 @@ class Latent(Sums):
             column = _nearest_blocks(values, used, entries)
         cells = tf.reshape(tf.range(books * width) * columns, [books, 1, width])
         places = tf.where(used, 1 + cells + column[..., tf.newaxis], 0)
+        if self._in_order:
+            return tf.reshape(places, [1, *self._back.shape])
         return tf.gather(tf.reshape(places, [-1]), self._back)[tf.newaxis]
 
     def _in_blocks(self, x: Any, filling: Any) -> Any:
         """Returns an array of the kernel's shape as (codebooks, blocks, weights of a block)."""
-        flat = tf.reshape(x, [-1])
-        blocks = tf.gather(flat, np.maximum(self._layout, 0))
+        if self._in_order:
+            return tf.reshape(x, self._layout.shape)
+        blocks = tf.gather(tf.reshape(x, [-1]), np.maximum(self._layout, 0))
         return blocks if (self._layout >= 0).all() else tf.where(self._layout >= 0, blocks, filling)
 
 

@@ -91,8 +91,17 @@ class Projection(keras.constraints.Constraint):
         `where` says which weight has which number, as the form's `set` wants it.
         """
         form.set(where, w)
+        self.use(form)
+
+    def use(self, form: Any) -> None:
+        """Has the kernel keep an allowed form, which knows the kernel, from the next step on."""
         self.sharing = form
         self._in_use.assign(1 + self._forms.index(form))
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What the forms of sharing know that the kernel itself does not tell."""
+        return [variable for form in self._forms for variable in form.variables]
 
     def allow_rounding(self) -> None:
         """Makes room for `set_rounded`; needed before the training step is traced."""
@@ -157,6 +166,12 @@ def install(model: keras.Model, targets: Iterable[Kernel]) -> dict[str, Projecti
             found[kernel.path] = kernel.variable.constraint
     forget_compiled_step(model)
     return found
+
+
+def variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns what the projections in use know that the model's weights do not tell."""
+    constraints = [kernel.variable.constraint for kernel in kernels(model)]
+    return [v for one in constraints if isinstance(one, Projection) for v in one.variables]
 
 
 def remove(model: keras.Model, targets: Iterable[Kernel]) -> None:

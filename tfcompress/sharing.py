@@ -49,6 +49,17 @@ class Sums:
             self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
 
     @property
+    def variables(self) -> list[keras.Variable]:
+        """What the kernel's values do not tell a training that goes on after an interruption."""
+        if self._codebook is not None:
+            return [self._places, self._solver, self._codebook]
+        return [self._places, self._solver] if self.levels > 1 else []
+
+    def holds(self, w: np.ndarray) -> bool:
+        """Returns whether `w` is a kernel of this form in the places that there are."""
+        return bool(self.places.any()) and fits(self.places, w, self.cells, self.columns)
+
+    @property
     def places(self) -> np.ndarray:
         """Which entries each weight is the sum of, int32 (levels, *shape)."""
         return keras.ops.convert_to_numpy(self._places.value)
@@ -134,6 +145,15 @@ class Scales:
         self._reduced = [axis for axis in range(len(shape)) if axis not in self.axes]
         self.codes = np.zeros(tuple(shape), np.int8)
         self._codes = state(self.codes, "codes")
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Nothing: the kernel's values tell the codes."""
+        return []
+
+    def holds(self, w: np.ndarray) -> bool:
+        """Returns False: whether `w` is of this form is for `codes_of` to tell."""
+        return False
 
     @property
     def groups(self) -> np.ndarray:

@@ -68,6 +68,21 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     assert len(history["empty_clusters"]) == 1 and history["cluster_seconds"][0] > 0
 
 
+def test_a_killed_stage_of_dynamic_clusters_ends_as_an_undisturbed_one(tmp_path):
+    gmm = {"gmm": {"clusters": 3}}
+    rules = [
+        {"layers": "conv", "method": gmm, "block": [2, 1]},
+        {"layers": "head", "clusters": 2, "levels": 2},
+    ]
+    todo = plan({"cluster": {"epochs": 3, "update_every": 3, "rules": rules}})
+    whole = run_recipe(todo, tmp_path / "whole", say=quiet)
+    for at in ("cluster 1/3", "cluster 2/3"):
+        interrupted(tmp_path / "killed", at, todo)
+    resumed = run_recipe(todo, tmp_path / "killed", say=quiet)
+    for one, other in zip(stored(whole), stored(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 G = {"group": "g"}
 
 

@@ -65,8 +65,9 @@ class ClusterOnSchedule(KernelCallback):
     Raises:
         InputError: before training starts, if an argument or a rule cannot be used.
 
-    A fit that goes on after an interruption finds its clusters in the weights; those of several
-    levels cannot be told from them and are found anew, and latent values start at the weights.
+    A stage of a recipe that goes on after an interruption ends as if there had been none. A `fit`
+    with `BackupAndRestore` finds its clusters in the weights; those of several levels cannot be
+    told from them and are found anew, and latent values start at the weights.
 
     Sources: Han, Mao and Dally 2016, "Deep Compression" (static); van den Oord et al. 2017, "Neural
     discrete representation learning" (nearest entry, straight-through gradient).
@@ -145,12 +146,15 @@ class ClusterOnSchedule(KernelCallback):
             return
         for kernel in self.targets:
             form, projection = self._forms[kernel.path], self.projections[kernel.path]
-            w = form.latent if self._moves(kernel) and projection.sharing is form else None
-            w = kernel.value() if w is None else w
+            if previous_step is None and form.holds(kernel.value()):
+                projection.use(form)  # all that it knew was restored
+                continue
+            in_use = self._moves(kernel) and projection.sharing is form
+            w = form.latent if in_use else kernel.value()
             _check_finite(kernel, w)
             values, where = w, self._resumed(kernel, w) if previous_step is None else None
             if where is None:
-                values, where = self._cluster(kernel, w)
+                values, where = self._cluster(kernel, w, form.centroids if in_use else None)
             elif step == self.begin_step:
                 self._tell_of_few(kernel, where)
             projection.share(form, where, w)
@@ -196,13 +200,14 @@ class ClusterOnSchedule(KernelCallback):
             return 0
         return 1 + (step - self.begin_step) // self.update_every if self.update_every else 1
 
-    def _cluster(self, kernel: Kernel, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cluster(
+        self, kernel: Kernel, w: np.ndarray, start: list[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the clustered kernel and which number each of its weights has."""
         plan, axes = self._plans[kernel.path], self._axes.get(kernel.path)
         if axes is not None:
             codes, w = clustered.cluster_codes(w, axes, plan.method.clusters, plan.keep_zeros)
             return w, codes
-        start = self._found.get(kernel.path)
         found = clustered.cluster_kernel(w, plan, kernel.output_axes, start=start)
         self._found[kernel.path] = found
         _tell(found.remark(kernel.path, plan))

@@ -77,12 +77,12 @@ def cluster_together(
     arrays: Sequence[np.ndarray],
     plan: Plan,
     importance: Sequence[np.ndarray] | None = None,
-    start: Sequence[clustering.Codebook] = (),
+    start: np.ndarray | None = None,
 ) -> list[Clustered]:
     """Returns the kernels, each clustered, with one codebook (per level) for all of them.
 
     `importance`: of each weight, arrays of the kernels' shapes, at least 0; None: all count alike.
-    `start`: codebooks that were found before, from which methods that go by steps go on.
+    `start`: centroids (k, d) that were found before, from which methods that go by steps go on.
     """
     weights = [None] * len(arrays) if importance is None else importance
     pieces = [_Piece(w, weight, plan) for w, weight in zip(arrays, weights, strict=True)]
@@ -95,7 +95,7 @@ def cluster_together(
     even = bool((counted == counted[0]).all())
     given = None if even else counted
     if plan.levels == 1:
-        books = [plan.method.fit(blocks, given, _moved(start, blocks))]
+        books = [plan.method.fit(blocks, given, _nearest(start, blocks))]
     else:
         books = clustering.additive(blocks, plan.method, plan.levels, given)
     most = choose.most(plan.method)
@@ -121,11 +121,11 @@ def cluster_kernel(
     plan: Plan,
     output_axes: Sequence[int] = (-1,),
     importance: np.ndarray | None = None,
-    start: Clustered | None = None,
+    start: Sequence[np.ndarray] | None = None,
 ) -> Clustered:
     """Returns one kernel, clustered with a codebook of its own, or one per output channel.
 
-    `start`: what was found before, when the kernel had other values.
+    `start`: of each codebook the centroids that it had when the kernel had other values.
 
     >>> plan = Plan("example", {"kmeans": {"clusters": 2}})
     >>> cluster_kernel(np.array([[0.0, 1.0], [2.0, 4.0]]), plan).values.tolist()
@@ -133,7 +133,7 @@ def cluster_kernel(
     """
     if plan.per != "channel":
         weights = None if importance is None else [importance]
-        return cluster_together([w], plan, weights, start.books[0] if start else ())[0]
+        return cluster_together([w], plan, weights, start[0] if start else None)[0]
     order = _channels_first(w.ndim, output_axes)
     turned = w.transpose(order)
     channels = int(np.prod(turned.shape[: len(output_axes)]))
@@ -144,7 +144,7 @@ def cluster_kernel(
         weights = None
         if turned_importance is not None:
             weights = [turned_importance.reshape(rows.shape)[number]]
-        before = start.books[number] if start else ()
+        before = start[number] if start else None
         found.append(cluster_together([row], plan, weights, before)[0])
     entries = shape_of(plan, 1)["cells"] * shape_of(plan, 1)["columns"]
     places = np.stack(
@@ -225,11 +225,11 @@ class _Piece:
         return Clustered(values, places, float(errors.sum()), bits, (tuple(books),))
 
 
-def _moved(start: Sequence[clustering.Codebook], blocks: np.ndarray) -> clustering.Codebook | None:
-    """Returns a codebook found before with the centroids of the blocks that are near to them."""
-    if len(start) != 1 or len(start[0].indices) != len(blocks):
+def _nearest(start: np.ndarray | None, blocks: np.ndarray) -> clustering.Codebook | None:
+    """Returns the codebook of the blocks that are nearest to each of the centroids."""
+    if start is None or not len(start):
         return None
-    return arrays.codebook(blocks, arrays.assign(blocks, start[0].centroids), None)
+    return arrays.codebook(blocks, arrays.assign(blocks, start), None)
 
 
 def _zeros(w: np.ndarray, plan: Plan) -> Clustered:

@@ -2,7 +2,8 @@
 
 Everything that training depends on is either in the variables that are saved after each epoch, or
 a function of seed and epoch: batches and augmentation (`data.batches`), the learning rate (a
-function of the optimizer's step count), masks and clusters (found again in the weights).
+function of the optimizer's step count), masks and clusters (found again in the weights, but for
+what the forms of sharing know beside them).
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress import projection
 from tfcompress.data import Data
 from tfcompress.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from tfcompress.errors import InputError
@@ -111,6 +113,8 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.restore(self.model)
+        if self.state.epoch:
+            assign(projection.variables(self.model), self.state.sharing)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._started = time.perf_counter()
@@ -134,6 +138,7 @@ class Resume(keras.callbacks.Callback):
             seconds=self.state.seconds + seconds,
             model=found,
             optimizer=values(self.model.optimizer.variables),
+            sharing=values(projection.variables(self.model)),
         )
         self.state.write(self._path)
         self._say(epoch_line(self._name, epoch + 1, self._epochs, numbers, seconds))

@@ -21,13 +21,16 @@ import numpy as np
 from tfcompress.errors import InputError
 from tfcompress.files import written_whole
 
+_PARTS = ("model", "optimizer", "sharing")  # lists of arrays
+
 
 @dataclasses.dataclass(frozen=True)
 class State:
     """A stage's state after an epoch.
 
     fingerprint: of all that led to it. epoch: epochs done. history: lists by name, one number per
-    epoch. model, optimizer: the values of their variables. record: the stage's entry of
+    epoch. model, optimizer: the values of their variables. sharing: of the variables by which
+    callbacks keep weights shared. record: the stage's entry of
     `report.json` when it is finished, else None. structure: of the model as JSON, where the recipe
     alone does not tell it.
     """
@@ -38,12 +41,14 @@ class State:
     seconds: float
     model: list[np.ndarray]
     optimizer: list[np.ndarray]
+    sharing: list[np.ndarray] = dataclasses.field(default_factory=list)
     record: dict[str, Any] | None = None
     structure: str = ""
 
     def write(self, path: pathlib.Path) -> None:
-        arrays = {f"model_{i}": array for i, array in enumerate(self.model)}
-        arrays |= {f"optimizer_{i}": array for i, array in enumerate(self.optimizer)}
+        arrays = {
+            f"{part}_{i}": array for part in _PARTS for i, array in enumerate(getattr(self, part))
+        }
         facts = ("fingerprint", "epoch", "history", "seconds", "record", "structure")
         arrays["facts"] = np.array(json.dumps({name: getattr(self, name) for name in facts}))
         with written_whole(path) as file:
@@ -60,9 +65,8 @@ class State:
                 arrays = {key: archive[key] for key in archive.files if key != "facts"}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None  # nothing there, or a disk that failed: the stage begins anew
-        return State(
-            **facts, model=_numbered(arrays, "model"), optimizer=_numbered(arrays, "optimizer")
-        )
+        lists: dict[str, Any] = {part: _numbered(arrays, part) for part in _PARTS}
+        return State(**facts, **lists)
 
 
 def _numbered(arrays: dict[str, np.ndarray], part: str) -> list[np.ndarray]:
