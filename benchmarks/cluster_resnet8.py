@@ -18,17 +18,11 @@ goes on after a kill. Exits with 1 if `scalars` loses more than 0.3 points, or h
 values in a kernel, or `blocks` takes more than 4 bits per weight.
 """
 
-import argparse
-import json
 import math
-import pathlib
-import time
 
-import channel_pruning
 import keras
 import numpy as np
 import resnet8_quantization
-import tensorflow as tf
 
 import tfcompress as tfc
 from tfcompress import clustering, weights
@@ -41,37 +35,18 @@ NEVER = 10**9  # dynamic clusters whose values train, and are never found anew
 
 def main(arguments=None):
     options = _parse(arguments)
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
-    images = channel_pruning.load_images(options.data, options.images or options.output)
-    model = keras.models.load_model(options.baseline, compile=False)
-    bench = Bench(model, images, options)
-    for row in ("float32", *options.rows):
-        bench.finish(row)
-    return report(bench.rows())
+    return report(Bench(options).finished(("float32", *options.rows)))
 
 
 class Bench(resnet8_quantization.Bench):
     """The model, the images, and a folder in which each row's result is kept."""
 
-    def finish(self, row):
-        """Makes and measures one row, unless it is finished."""
-        if row in self.rows():
-            return
-        started = time.perf_counter()
+    def result(self, row):
+        """Returns the figures of one row."""
         how = {"float32": self.as_it_is, "scalars": self.scalars, "blocks": self.blocks}
-        model, result = how[row]() if row in how else self.method(row)
-        content = tfc.convert(model, scheme="float32")
-        result |= {
-            "row": row,
-            "validation": self.accuracy(content, "validation"),
-            "test": self.accuracy(content, "test"),
-            "values": max(len(np.unique(kernel.value())) for kernel in weights.kernels(model)),
-            "seconds": round(time.perf_counter() - started),
-        }
-        with open(self.results, "a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
+        model, found = how[row]() if row in how else self.method(row)
+        values = max(len(np.unique(kernel.value())) for kernel in weights.kernels(model))
+        return found | {"values": values} | self.accuracies(tfc.convert(model, scheme="float32"))
 
     def as_it_is(self):
         return self.model, {"bits": 32.0}
@@ -180,27 +155,10 @@ def report(rows):
 
 
 def _parse(arguments):
-    shared = pathlib.Path(__file__).resolve().parents[2] / "shared"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
     rows = ["scalars", "blocks", *clustering.METHODS.names()]
-    add("--baseline", type=pathlib.Path, required=True)
-    add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
-    add("--images", type=pathlib.Path, help="folder in which images.npz lies or will")
-    add("--output", type=pathlib.Path, default=pathlib.Path("runs/cluster_resnet8"))
-    add("--rows", nargs="+", choices=rows, default=rows)
-    add("--samples", type=int, default=500, help=argparse.SUPPRESS)
-    add("--epochs", type=int, default=6)
-    add("--method-epochs", type=int, default=1)
-    add("--rate", type=float, default=3e-4)
-    add("--distill", type=float, default=0.5, help="share of the soft labels in the loss, 0 to 1")
-    add("--temperature", type=float, default=3.0)
-    add("--threads", type=int, default=1)
-    add("--bfloat16", action="store_true", help="train with bfloat16 convolutions (AMX)")
-    add("--limit", type=int, help="images of each split, to try the benchmark out")
-    add("--steps", type=int, help="training steps of an epoch, to try the benchmark out")
+    parser = resnet8_quantization.parser(__doc__, rows, "cluster_resnet8")
+    parser.set_defaults(epochs=6, rate=3e-4, distill=0.5)
+    parser.add_argument("--method-epochs", type=int, default=1)
     return parser.parse_args(arguments)
 
 

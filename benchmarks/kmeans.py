@@ -126,12 +126,12 @@ def main() -> None:
         f"{'weights':>12}{'clusters':>9}  {'method':<52}{'seconds':>10}{'memory':>9}"
         f"{'excess SSE':>13}{'time':>8}"
     )
-    settings = zip(options.clusters, options.init, options.iterations, strict=False)
+    count = len(options.clusters)
+    settings = zip(options.clusters, options.init[:count], options.iterations[:count], strict=True)
     for size, (clusters, init, iterations) in itertools.product(options.weights, settings):
         bound, baseline = lower_bound(make_kernel(size), clusters), None
         for method in (ours, scikit_learn):
-            found = in_own_process(method, size, clusters, init, iterations)
-            seconds, memory, sse, used = found
+            seconds, memory, sse, used = in_own_process(method, size, clusters, init, iterations)
             baseline = baseline or seconds
             stopped = ", stopped" if used == iterations else ""
             name = f"scikit-learn, {init}, {used} iterations{stopped}" if used else "tfcompress"

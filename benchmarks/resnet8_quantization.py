@@ -92,49 +92,43 @@ POST_TRAINING = {
 
 
 def main(arguments=None):
-    options = _parse(arguments)
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
-    images = channel_pruning.load_images(options.data, options.images or options.output)
-    model = keras.models.load_model(options.baseline, compile=False)
-    bench = Bench(model, images, options)
-    for row in options.rows:
-        bench.finish(row)
-    return report(bench.rows(), options.rows)
+    options = parser(__doc__, list(LIMITS), "resnet8_quantization").parse_args(arguments)
+    return report(Bench(options).finished(options.rows), options.rows)
 
 
 class Bench:
-    """The model, the images, and a folder in which each row's file and result are kept."""
+    """The model, the images, and a folder in which each row's result is kept."""
 
-    def __init__(self, model, images, options):
-        self.model, self.images, self.options = model, images, options
-        self.results = options.output / "results.jsonl"
-        self.samples = images.samples(options.samples, seed=SEED)
+    def __init__(self, options):
+        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+        options.output.mkdir(parents=True, exist_ok=True)
+        self.options, self.results = options, options.output / "results.jsonl"
+        self.images = channel_pruning.load_images(options.data, options.images or options.output)
+        self.model = keras.models.load_model(options.baseline, compile=False)
+        self.samples = self.images.samples(options.samples, seed=SEED)
 
     def rows(self):
-        lines = self.results.read_text().splitlines() if self.results.exists() else []
-        return {row["row"]: row for row in map(json.loads, lines)}
+        return {row["row"]: row for row in channel_pruning.read(self.results)}
 
-    def finish(self, row):
-        """Makes and measures one row, unless it is finished."""
-        if row in self.rows():
-            return
-        started = time.perf_counter()
+    def finished(self, names):
+        """Makes and measures the rows that are not finished; returns all that are, by name."""
+        for name in names:
+            if name in self.rows():
+                continue
+            started = time.perf_counter()
+            result = {"row": name} | self.result(name)
+            result["seconds"] = round(time.perf_counter() - started)
+            with open(self.results, "a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+        return self.rows()
+
+    def result(self, row):
+        """Returns the figures of one row, whose file is written beside."""
         content, how = self.made(row)
-        path = self.options.output / f"{row}.tflite"
-        path.write_bytes(content)
-        result = {
-            "row": row,
-            "bytes": len(content),
-            "validation": self.accuracy(content, "validation"),
-            "test": self.accuracy(content, "test"),
-            "types": {w.name: w.dtype for w in tfc.audit(content).weights},
-            "how": how,
-            "seconds": round(time.perf_counter() - started),
-        }
-        with open(self.results, "a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
+        (self.options.output / f"{row}.tflite").write_bytes(content)
+        types = {w.name: w.dtype for w in tfc.audit(content).weights}
+        return {"bytes": len(content)} | self.accuracies(content) | {"types": types, "how": how}
 
     def made(self, row):
         """Returns the row's file and how it was made."""
@@ -250,6 +244,9 @@ class Bench:
         channel_pruning._convolve_in_bfloat16(False)
         model.save(options.output / f"{name}.keras")
 
+    def accuracies(self, content):
+        return {split: self.accuracy(content, split) for split in ("validation", "test")}
+
     def accuracy(self, content, split):
         """Returns the percentage of the split's images whose class the file tells right."""
         y = self.images.split(split)[1][: self.options.limit or None]
@@ -302,15 +299,18 @@ def report(rows, wanted):
     return int(failed)
 
 
-def _parse(arguments):
+def parser(description, rows, name):
+    """Returns the command line of a benchmark of such rows, whose folder has the name."""
     shared = pathlib.Path(__file__).resolve().parents[2] / "shared"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
+    words = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = words.add_argument
     add("--baseline", type=pathlib.Path, required=True)
     add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
     add("--images", type=pathlib.Path, help="folder in which images.npz lies or will")
-    add("--output", type=pathlib.Path, default=pathlib.Path("runs/resnet8_quantization"))
-    add("--rows", nargs="+", choices=LIMITS, default=list(LIMITS))
+    add("--output", type=pathlib.Path, default=pathlib.Path("runs") / name)
+    add("--rows", nargs="+", choices=rows, default=rows)
     add("--samples", type=int, default=500, help="training images that calibrate")
     add("--epochs", type=int, help="in place of each row's own")
     add("--rate", type=float, help="in place of each row's own learning rate")
@@ -320,7 +320,7 @@ def _parse(arguments):
     add("--bfloat16", action="store_true", help="train with bfloat16 convolutions (AMX)")
     add("--limit", type=int, help="images of each split, to try the benchmark out")
     add("--steps", type=int, help="training steps of an epoch, to try the benchmark out")
-    return parser.parse_args(arguments)
+    return words
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Latent(Sums):
         """Puts each weight in its place, int32 (1, *shape); `w` are the latent values."""
         super().set(places, w)
         # Nothing is near to infinity.
-        unused = np.bincount(places.ravel(), minlength=self.entries + 1) == 0
+        unused = keras.ops.convert_to_numpy(self._solver.value) == 0
         unused[0] = False
         codebook = keras.ops.convert_to_numpy(self._codebook.value)
         self._codebook.assign(np.where(unused, np.inf, codebook))
@@ -65,7 +65,7 @@ class Latent(Sums):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        return [*super().variables, self._latent]
+        return [self._places, self._codebook, self._latent]
 
     def holds(self, w: np.ndarray) -> bool:
         places = self.places

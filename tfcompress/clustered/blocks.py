@@ -135,25 +135,21 @@ def cluster_kernel(
         weights = None if importance is None else [importance]
         return cluster_together([w], plan, weights, start[0] if start else None)[0]
     order = _channels_first(w.ndim, output_axes)
-    turned = w.transpose(order)
-    channels = int(np.prod(turned.shape[: len(output_axes)]))
-    rows = turned.reshape(channels, -1, 1)
-    turned_importance = importance.transpose(order) if importance is not None else None
+    turned = tuple(w.shape[axis] for axis in order)
+    counted = None if importance is None else _by_channel(importance, output_axes)
     found = []
-    for number, row in enumerate(rows):
-        weights = None
-        if turned_importance is not None:
-            weights = [turned_importance.reshape(rows.shape)[number]]
+    for number, row in enumerate(_by_channel(w, output_axes)):
+        weights = None if counted is None else [counted[number, :, np.newaxis]]
         before = start[number] if start else None
-        found.append(cluster_together([row], plan, weights, before)[0])
+        found.append(cluster_together([row[:, np.newaxis]], plan, weights, before)[0])
     entries = shape_of(plan, 1)["cells"] * shape_of(plan, 1)["columns"]
     places = np.stack(
         [np.where(c.places > 0, c.places + n * entries, 0) for n, c in enumerate(found)], axis=1
     )
     back = np.argsort(order)
     return Clustered(
-        np.stack([c.values for c in found]).reshape(turned.shape).transpose(back),
-        places.reshape(-1, *turned.shape).transpose(0, *(1 + back)),
+        np.stack([c.values for c in found]).reshape(turned).transpose(back),
+        places.reshape(-1, *turned).transpose(0, *(1 + back)),
         sum(c.error for c in found),
         sum(c.index_bits for c in found),
         tuple(books for c in found for books in c.books),
@@ -170,10 +166,15 @@ def layout(shape: Sequence[int], plan: Plan, output_axes: Sequence[int]) -> np.n
     if plan.per != "channel":
         return block_numbers(tuple(shape), block)[np.newaxis]
     numbers = np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
-    channels = int(np.prod([shape[axis] for axis in output_axes]))
-    rows = numbers.transpose(_channels_first(len(shape), output_axes)).reshape(channels, -1)
+    rows = _by_channel(numbers, output_axes)
     places = block_numbers((rows.shape[1], 1), block)
     return np.where(places >= 0, rows[:, places], -1)
+
+
+def _by_channel(array: np.ndarray, output_axes: Sequence[int]) -> np.ndarray:
+    """Returns a kernel's values as (channels, values of each)."""
+    channels = int(np.prod([array.shape[axis] for axis in output_axes]))
+    return array.transpose(_channels_first(array.ndim, output_axes)).reshape(channels, -1)
 
 
 def _channels_first(rank: int, output_axes: Sequence[int]) -> list[int]:

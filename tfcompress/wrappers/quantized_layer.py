@@ -124,7 +124,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             self.limit_held.assign(self.limit)
 
     def call(self, x: Any, bounds: Any = None, training: bool | None = None) -> tuple[Any, Any]:
-        kernel, scale = self._rounded()
+        kernel, scale, exact = self._rounded()
         channels = self._channels()
         if bounds is None:
             return self._computed(x, kernel), tf.zeros([channels])
@@ -134,7 +134,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         # No input has a step before calibration: it comes as it is.
         width = tf.where(input_step > 0.0, input_step, 1.0)
         # In float64, as the converter: a code of the bias may have more digits than a float32.
-        units = width * self._bias_scales(scales)
+        units = width * tf.broadcast_to(tf.reshape(exact, [-1]), [channels])
         # A channel of zeros has no step either: its bias stays.
         units = tf.where(units > 0.0, units, 1.0)
         bias = getattr(self.layer, "bias", None)
@@ -161,7 +161,7 @@ class QuantizedLayer(keras.layers.Wrapper):
 
         Two or three values are codes of 2 bits; a channel of zeros has scale 0 and codes 0.
         """
-        rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
+        rounded, scale, _ = (keras.ops.convert_to_numpy(x) for x in self._rounded())
         codes = np.divide(rounded, scale, out=np.zeros(rounded.shape), where=scale > 0)
         return np.rint(codes).astype(np.int8), scale, 2 if self.kernel_values else self.bits
 
@@ -175,7 +175,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             limits = abs(kernel).max(reduced, keepdims=True).astype(np.float64)
             rounded, largest = self.quantization()[0] * (limits / 127.0), float(limits.max())
         else:
-            rounded, scale = (keras.ops.convert_to_numpy(x) for x in self._rounded())
+            rounded, scale, _ = (keras.ops.convert_to_numpy(x) for x in self._rounded())
             largest = 127.0 * float(scale.max())
         getattr(plain, _place(plain)[0]).assign(rounded)
         if self.per_channel or not _place(plain)[1]:
@@ -208,16 +208,6 @@ class QuantizedLayer(keras.layers.Wrapper):
             self.add_loss(loss)
         return outputs
 
-    def _bias_scales(self, scales: Any) -> Any:
-        """Returns the kernel's scales, float64 (channels,), by which the file's bias is rounded."""
-        if not self.found_by_converter:
-            return tf.cast(scales, tf.float64)
-        variable, axes = self._kernel()
-        reduced = [axis for axis in range(len(variable.shape)) if axis not in axes]
-        kernel = tf.stop_gradient(tf.convert_to_tensor(variable.value))
-        limits = tf.reduce_max(tf.abs(kernel), reduced)
-        return tf.broadcast_to(tf.reshape(tf.cast(limits, tf.float64), [-1]) / 127.0, scales.shape)
-
     def _sums_integers(self) -> bool:
         """Returns whether the layer computes steps times what it computes of integers."""
         layer = self.layer
@@ -228,23 +218,29 @@ class QuantizedLayer(keras.layers.Wrapper):
             and layer.activation in (keras.activations.linear, keras.activations.relu)
         )
 
-    def _rounded(self) -> tuple[Any, Any]:
-        """Returns the kernel as the file will hold it, and its scale(s), broadcastable."""
+    def _rounded(self) -> tuple[Any, Any, Any]:
+        """Returns the kernel as the file will hold it, and its scale(s), broadcastable: in float32,
+        and in float64 as those by which the file's bias is rounded."""
         variable, axes = self._kernel()
         kernel = tf.convert_to_tensor(variable.value)
         reduced = [axis for axis in range(len(kernel.shape)) if axis not in axes]
         highest = float(Codes(self.bits).highest)
         if self.kernel_values is not None:
-            return _few_values(kernel, reduced, self.kernel_values)
-        if self.clip is None:
-            scale = divided(tf.reduce_max(tf.abs(kernel), reduced, keepdims=True), highest)
+            rounded, scale = _few_values(kernel, reduced, self.kernel_values)
+        elif self.clip is None:
+            limit = tf.stop_gradient(tf.reduce_max(tf.abs(kernel), reduced, keepdims=True))
+            scale = divided(limit, highest)
             # A channel of zeros has scale 0.
             rounded = tf.round(tf.math.divide_no_nan(kernel, scale)) * scale
-            return straight_through(kernel, rounded), tf.stop_gradient(scale)
-        limit = tf.convert_to_tensor(self.limit)
-        # Where the limit is not trainable its gradient goes nowhere.
-        rounded = learn_kernel_step(kernel, limit, tf.constant(highest))
-        return rounded, tf.stop_gradient(divided(limit, highest))
+            rounded = straight_through(kernel, rounded)
+        else:
+            limit = tf.convert_to_tensor(self.limit)
+            # Where the limit is not trainable its gradient goes nowhere.
+            rounded = learn_kernel_step(kernel, limit, tf.constant(highest))
+            scale = tf.stop_gradient(divided(limit, highest))
+        if self.found_by_converter:
+            return rounded, scale, tf.cast(limit, tf.float64) / highest
+        return rounded, scale, tf.cast(scale, tf.float64)
 
     def _kernel(self) -> tuple[keras.Variable, tuple[int, ...]]:
         name, axes = _place(self.layer)

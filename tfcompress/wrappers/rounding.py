@@ -40,8 +40,7 @@ def in_steps(x: Any, steps: Any, whole: Any) -> Any:
 
 def round_values(x: Any, low: Any, high: Any, parts: Any = None) -> Any:
     """Rounds to the nearest code and ties to even, as `tflite.quantize` does."""
-    scale, zero_point = codes_of(low, high)
-    return tf.clip_by_value(tf.round(x / scale), -128.0 - zero_point, 127.0 - zero_point) * scale
+    return _of_codes(tf.round(x / codes_of(low, high)[0]), low, high)
 
 
 def round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
@@ -51,20 +50,18 @@ def round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
     float32 factor and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is
     rounded itself.
     """
-    scale, zero_point = codes_of(low, high)
+    scale, _ = codes_of(low, high)
     integers = tf.round(tf.math.divide_no_nan(x, sums))
     codes = tf.where(sums > 0.0, integers * (sums / scale), x / scale)
-    codes = tf.clip_by_value(tf.round(codes), -128.0 - zero_point, 127.0 - zero_point)
-    return codes * scale
+    return _of_codes(tf.round(codes), low, high)
 
 
 def round_rescaled(x: Any, low: Any, high: Any, bounds: Any) -> Any:
     """Rounds codes of another range as XNNPACK does: times an integer with 8 binary places."""
-    scale, zero_point = codes_of(low, high)
     other, _ = codes_of(*tf.unstack(bounds))
-    integers = tf.round(tf.math.divide_no_nan(x, other)) * tf.round(256.0 * (other / scale))
-    codes = tf.floor(integers / 256.0 + 0.5)
-    return tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point) * scale
+    factor = tf.round(256.0 * (other / codes_of(low, high)[0]))
+    integers = tf.round(tf.math.divide_no_nan(x, other)) * factor
+    return _of_codes(tf.floor(integers / 256.0 + 0.5), low, high)
 
 
 def round_product_of_two(x: Any, low: Any, high: Any, ranges: Any) -> Any:
@@ -102,15 +99,13 @@ def _round_twice(x: Any, low: Any, high: Any, steps: Any, factor: Any) -> Any:
 
     steps: of the kernel's integers. factor: a step in steps of the output.
     """
-    scale, zero_point = codes_of(low, high)
     steps, factor = tf.cast(steps, tf.float64), tf.cast(factor, tf.float64)
-    exponent = tf.floor(tf.math.log(factor) / math.log(2.0)) + 1.0
+    exponent = _exponent(factor)
     integers = tf.round(tf.cast(x, tf.float64) / steps) * 2.0 ** tf.maximum(exponent, 0.0)
     wide = tf.floor(integers * tf.round(factor * 2.0 ** (31.0 - exponent)) / 2.0**31 + 0.5)
     codes = tf.abs(wide) * 2.0 ** tf.minimum(exponent, 0.0)
     codes = tf.cast(tf.sign(wide) * tf.floor(codes + 0.5), tf.float32)
-    codes = tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point)
-    return tf.cast(codes * scale, x.dtype)
+    return tf.cast(_of_codes(codes, low, high), x.dtype)
 
 
 def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> Any:
@@ -118,20 +113,17 @@ def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> 
 
     parts: ((tensor, its range), (tensor, its range)). `x` is the sum, or its ReLU.
     """
-    scale, zero_point = codes_of(low, high)
+    scale, _ = codes_of(low, high)
     steps = [codes_of(*tf.unstack(bounds))[0] for _, bounds in parts]
     factors = tf.stack(steps) / scale
-    exponent = 20.0 - tf.floor(tf.math.log(tf.reduce_max(factors)) / math.log(2.0))
+    exponent = 21.0 - _exponent(tf.reduce_max(factors))
     factors = tf.cast(tf.round(factors * 2.0**exponent), tf.int32)
-    a, b = (
-        tf.cast(tf.round(tf.math.divide_no_nan(tf.cast(tensor, tf.float32), size)), tf.int32)
-        for (tensor, _), size in zip(parts, steps, strict=True)
-    )
+    a, b = (_whole(tensor, size) for (tensor, _), size in zip(parts, steps, strict=True))
     shift = tf.cast(exponent, tf.int32)
     total = a * factors[0] + sign * b * factors[1] + tf.bitwise.left_shift(1, shift - 1)
     codes = tf.cast(tf.bitwise.right_shift(total, shift), tf.float32)
     codes = tf.clip_by_value(codes, tf.floor(x / scale), tf.math.ceil(x / scale))
-    return tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point) * scale
+    return _of_codes(codes, low, high)
 
 
 def round_hard_swish(x: Any, low: Any, high: Any, parts: Any) -> Any:
@@ -139,11 +131,9 @@ def round_hard_swish(x: Any, low: Any, high: Any, parts: Any) -> Any:
 
     parts: (the input, its range). Both factors have 7 more binary places than the input's codes.
     """
-    scale, zero_point = codes_of(low, high)
-    size = codes_of(*tf.unstack(parts[1]))[0]
-    codes = tf.round(tf.math.divide_no_nan(tf.cast(parts[0], tf.float32), size))
-    value = tf.cast(codes, tf.int32) * 128
-    factor, exponent = _factor_of_16_bits(size / 128.0 / scale)
+    size, _ = codes_of(*tf.unstack(parts[1]))
+    value = _whole(parts[0], size) * 128
+    factor, exponent = _factor_of_16_bits(size / 128.0 / codes_of(low, high)[0])
     linear = _half_product(value, factor)
     factor, shift = _factor_of_16_bits(size / 128.0 * (32768.0 / 3.0))
     share = _saturated(value * tf.bitwise.left_shift(1, tf.maximum(shift - 1, 0)))
@@ -152,13 +142,29 @@ def round_hard_swish(x: Any, low: Any, high: Any, parts: Any) -> Any:
     share = tf.bitwise.right_shift(share + 32768, 1)
     product = tf.truncatediv(share * linear, 32768)
     codes = tf.cast(_halved(product, tf.maximum(-exponent, 0)), tf.float32)
+    return _of_codes(codes, low, high)
+
+
+def _of_codes(codes: Any, low: Any, high: Any) -> Any:
+    """Returns the values of codes, counted from that of 0, after int8's ends have clipped them."""
+    scale, zero_point = codes_of(low, high)
     return tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point) * scale
+
+
+def _whole(x: Any, size: Any) -> Any:
+    """Returns a tensor on a grid as its codes, counted from that of 0: int32."""
+    return tf.cast(tf.round(tf.math.divide_no_nan(tf.cast(x, tf.float32), size)), tf.int32)
+
+
+def _exponent(factor: Any) -> Any:
+    """Returns the e with a factor from 2^(e - 1) up to 2^e, as a float."""
+    return tf.floor(tf.math.log(factor) / math.log(2.0)) + 1.0
 
 
 def _factor_of_16_bits(factor: Any) -> tuple[Any, Any]:
     """Returns f, int32 of 15 bits, and e with factor = f / 2^15 * 2^e."""
     wide = tf.cast(factor, tf.float64)
-    exponent = tf.floor(tf.math.log(wide) / math.log(2.0)) + 1.0
+    exponent = _exponent(wide)
     long = tf.round(wide * 2.0 ** (31.0 - exponent))
     short = tf.minimum(tf.floor((long + 32768.0) / 65536.0), 32767.0)
     return tf.cast(short, tf.int32), tf.cast(exponent, tf.int32)
