@@ -40,6 +40,11 @@ class Latent(Sums):
         if self._codebook is None:
             self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
         self._latent = state(np.zeros(shape, np.float32), "latent")
+        self._moving = state(np.ones((), bool), "moving")
+
+    def move(self, moving: bool) -> None:
+        """Says whether from the next step on blocks take the nearest entry, or keep theirs."""
+        self._moving.assign(moving)
 
     @property
     def latent(self) -> np.ndarray:
@@ -113,7 +118,11 @@ class Latent(Sums):
             codebook = tf.math.divide_no_nan(codebook, self._added(tf.ones_like(wide)))
         codebook += before
         latent = latent + steps
-        places = self._nearest_places(latent, codebook)
+        places = tf.cond(
+            self._moving.value,
+            lambda: self._nearest_places(latent, codebook),
+            lambda: tf.convert_to_tensor(self._places.value),
+        )
         w = tf.cast(tf.gather(codebook, places[0]), w.dtype)
         return w, (codebook, latent, places)
 

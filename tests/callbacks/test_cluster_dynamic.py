@@ -31,6 +31,27 @@ def test_weights_change_their_cluster_between_updates_and_each_step_keeps_the_va
     assert sum(not np.array_equal(a, b) for a, b in zip(labels, labels[1:], strict=False)) > 4
 
 
+@pytest.mark.parametrize("arguments, moving", [({}, 24), ({"freeze_step": 6}, 6)], ids=str)
+def test_weights_stay_in_their_cluster_at_the_end(data, arguments, moving):
+    model = small_model(optimizer=keras.optimizers.Adam(0.05))
+    together, values = [], []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            w = np.ravel(model.get_layer("hidden").kernel)
+            values.append(np.unique(w))
+            together.append(np.equal.outer(w, w))
+
+    # 32 steps: 24 and a last quarter.
+    clusters = tfc.ClusterOnSchedule(clusters=6, update_every=3, **arguments)
+    fit(model, data, clusters, Watch(), epochs=2)
+    assert len(together) == 32
+    same = [np.array_equal(a, b) for a, b in zip(together, together[1:], strict=False)]
+    assert not all(same[moving - 4 : moving - 1])
+    assert all(same[moving - 1 :])
+    assert not any(np.array_equal(a, b) for a, b in zip(values, values[1:], strict=False))
+
+
 def test_dynamic_clusters_learn_what_static_ones_cannot(data):
     def loss(update_every):
         keras.utils.set_random_seed(2)

@@ -167,6 +167,8 @@ def test_pruning_on_empties_clusters_which_stay_and_are_counted(data):
         ({"gradients": "total"}, "Known: mean, sum"),
         ({"grid": "int8", "gradients": "sum"}, "trains scales alone"),
         ({"grid": "int8", "update_every": 5}, "trains scales alone"),
+        ({"freeze_step": 5}, "is for dynamic clusters"),
+        ({"freeze_step": 5, "begin_step": 5, "update_every": 2}, "above begin_step"),
         ({"clusters": 1}, "clusters=1"),
         ({"levels": 9}, "levels=9"),
     ],

@@ -1,5 +1,6 @@
 """Weight clustering while training."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,6 +50,10 @@ class ClusterOnSchedule(KernelCallback):
             from the clusters that there are. That is a blow from which the network needs some
             hundred steps to recover; with a number beyond the last step the values only train.
             With several levels there are no latent values: what is found again are the codebooks.
+        freeze_step: with `update_every`, the step from which on weights stay in their cluster,
+            whose value trains; after `begin_step`. BatchNorm's averages need these steps to catch
+            up with the network that stays. None: for the last quarter of a `fit`, or of what is
+            left of it after `begin_step`, where Keras knows the number of its steps.
         clusters: how many, in place of the method's own number.
         levels: codebooks whose entries are added up, see `tfc.cluster`.
         per: "kernel" or "channel": a codebook for each kernel or each of its output channels.
@@ -87,6 +92,7 @@ class ClusterOnSchedule(KernelCallback):
         rules: Sequence[Mapping[str, Any]] = (),
         update_every: int | None = None,
         *,
+        freeze_step: int | None = None,
         clusters: int | str | None = None,
         levels: int = 1,
         per: str = "kernel",
@@ -104,6 +110,13 @@ class ClusterOnSchedule(KernelCallback):
             begin_step=begin_step,
         )
         self._check_update_every(update_every)
+        if freeze_step is not None:
+            late = isinstance(freeze_step, int) and freeze_step > begin_step
+            given = {"freeze_step": freeze_step, "begin_step": begin_step}
+            require(late, f"freeze_step of {_OWNER}", "must be an integer above begin_step", **given)
+            rule = "is for dynamic clusters, with update_every"
+            given = {"freeze_step": freeze_step, "update_every": update_every}
+            require(update_every is not None, f"freeze_step of {_OWNER}", rule, **given)
         if gradients not in GRADIENTS:
             raise unknown(f"gradients of {_OWNER}", gradients, GRADIENTS)
         if grid is not None:
@@ -114,11 +127,17 @@ class ClusterOnSchedule(KernelCallback):
         self.begin_step = begin_step
         self.rules = tuple(rules)
         self.update_every = update_every
+        self.freeze_step = freeze_step
         self.gradients = gradients
         self._plans: dict[str, Plan] = {}
         self._axes: dict[str, tuple[int, ...] | None] = {}
         self._found: dict[str, Clustered] = {}
         self._forms: dict[str, Any] = {}
+        self._frozen_from: float = math.inf if freeze_step is None else freeze_step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._frozen_from = self._freezing(epoch)
+        super().on_epoch_begin(epoch, logs)
 
     def select(self) -> list[Kernel]:
         targets, chosen = self._choose([key for key in clustered.KEYS if key != "group"])
@@ -142,6 +161,10 @@ class ClusterOnSchedule(KernelCallback):
         return targets
 
     def update(self, previous_step, step):
+        frozen = step >= self._frozen_from
+        if previous_step is None or frozen != (previous_step >= self._frozen_from):
+            for kernel in filter(self._moves, self.targets):
+                self._forms[kernel.path].move(not frozen)
         if self._update_number(step) in (0, self._update_number(previous_step)):
             return
         for kernel in self.targets:
@@ -198,7 +221,20 @@ class ClusterOnSchedule(KernelCallback):
         """How many times clusters were due until `step`."""
         if step is None or step < self.begin_step:
             return 0
-        return 1 + (step - self.begin_step) // self.update_every if self.update_every else 1
+        if self.update_every is None:
+            return 1
+        last = int(min(step, self._frozen_from - 1))
+        return 1 + max(0, last - self.begin_step) // self.update_every
+
+    def _freezing(self, epoch: int) -> float:
+        """Returns the step from which on weights stay in their cluster, as an epoch begins."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if self.freeze_step is not None or self.update_every is None or not steps or not epochs:
+            return math.inf if self.freeze_step is None else self.freeze_step
+        optimizer = self.model.optimizer
+        steps = steps / (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+        end = self._step() + (epochs - epoch) * steps
+        return end - min(epochs * steps, max(0, end - self.begin_step)) // 4
 
     def _cluster(
         self, kernel: Kernel, w: np.ndarray, start: list[np.ndarray] | None

@@ -62,6 +62,7 @@ def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Ca
                     gradients=stage.gradients,
                     rules=stage.rules,
                     update_every=stage.update_every,
+                    freeze_step=stage.freeze_step,
                 )
             )
         case Iterative():

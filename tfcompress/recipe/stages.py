@@ -169,6 +169,7 @@ class Cluster(FitKeys):
     grid: str | None = None
     gradients: str = "mean"
     update_every: Count | None = None
+    freeze_step: Count | None = None
     rules: list[dict[str, Any]] = []
 
 
