@@ -50,6 +50,17 @@ def signal_network(x):
     return layers.GlobalAveragePooling1D()(layers.Dense(4, activation="relu")(x))
 
 
+def branches(x):
+    """Branches that each start with a ReLU of their own, as in NASNet: TFLite makes them one."""
+    x = layers.Conv2D(4, 3)(x)
+    a = layers.Conv2D(4, 1)(layers.ReLU()(x))
+    b = layers.Conv2D(4, 1)(layers.Activation("relu")(x))
+    y = layers.Conv2D(4, 1)(layers.Add()([a, b]))
+    a = layers.Conv2D(4, 1)(layers.ReLU()(y))
+    b = layers.Conv2D(4, 1)(layers.ReLU(6.0)(y))
+    return layers.Add()([a, b])
+
+
 def activations(x):
     """Functions that a convolution does not take in."""
     for name in ("silu", "hard_sigmoid", "gelu", "hard_silu"):
@@ -89,6 +100,7 @@ NETWORKS = {
     decoder: 1.0,
     dense_network: 1.0,
     signal_network: 1.0,
+    branches: 1.0,
     activations: 0.98,
     arithmetic: 0.9999,
     lone_batch_norms: 1.0,

@@ -11,7 +11,7 @@ from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
 from tfcompress.wrappers.operators import CausalMask, InverseRoot
 from tfcompress.wrappers.quantized_layer import KERNELS, KeptFloat, QuantizedLayer, kind
 from tfcompress.wrappers.settings import Settings
-from tfcompress.wrappers.support import Way, fixed_bounds, way
+from tfcompress.wrappers.support import Way, activation_name, fixed_bounds, way
 
 # Of 16 bits, in the steps of TFLite's int16 kernels for softmax, sigmoid and tanh.
 _WIDE_BOUNDS = (-32767 / 32768, 32767 / 32768)
@@ -24,7 +24,8 @@ class Insertion:
 
     A tensor is *open* when an integer layer put it out but its rounding comes further down: TFLite
     merges a ReLU into the layer before it, takes the maximum before or after rounding with the same
-    result, and has the parts of a concatenation on one grid.
+    result, and has the parts of a concatenation on one grid. Equal ReLUs of one tensor become one,
+    as TFLite makes them.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Insertion:
         self._grids: dict[int, Any] = {}  # id of a rounded tensor -> its grid
         # id of a tensor -> how its kernel rounds, and what it makes the tensor of
         self._kernels: dict[int, tuple[str | list[str], Any]] = {}
+        # id of a tensor -> the kinds of ReLU that read it, each with its output
+        self._relus: dict[int, list[tuple[Any, Any]]] = {}
         self._open: set[int] = set()
         self._nonnegative: set[int] = set()
         self._wrappers: dict[int, Any] = {}
@@ -65,6 +68,17 @@ class Insertion:
             return (
                 self._wrapper(node.operation, copy)(args[0])[0] if wraps else copy(*args, **kwargs)
             )
+        if how is Way.RELU:
+            kind_of_relu, known = self._kind_of_relu(node), self._relus.setdefault(id(args[0]), [])
+            for other, y in known:
+                if other == kind_of_relu:
+                    return y
+            y = self._in_integers(node, how, copy, *args, **kwargs)
+            known.append((kind_of_relu, y))
+            return y
+        return self._in_integers(node, how, copy, *args, **kwargs)
+
+    def _in_integers(self, node: Any, how: Way, copy: Any, *args: Any, **kwargs: Any) -> Any:
         if how is Way.IDENTITY:
             if None in self._readers[id(node.outputs[0])]:
                 args, kwargs = self._map(args, kwargs, node, leave_open=True)
@@ -134,7 +148,7 @@ class Insertion:
         tensor = node.outputs[0]
         while True:
             readers = self._readers[id(tensor)]
-            if len(readers) != 1 or readers[0] is None:
+            if None in readers or not (len(readers) == 1 or self._one_relu(readers)):
                 return False
             below = self._way(readers[0])
             if below is not Way.IDENTITY:
@@ -145,6 +159,18 @@ class Insertion:
         if self._own(node.operation) != self._default:
             return False  # it has a grid that a rule asks for, not that of its neighbours
         return below in (Way.CONCATENATE, Way.SELECT) and how is not Way.CONCATENATE
+
+    def _one_relu(self, readers: list[Any]) -> bool:
+        relus = all(self._way(reader) is Way.RELU for reader in readers)
+        kinds = [self._kind_of_relu(reader) for reader in readers] if relus else [None]
+        return relus and kinds.count(kinds[0]) == len(kinds)
+
+    def _kind_of_relu(self, node: Any) -> tuple[Any, ...]:
+        """Returns what ReLUs have in common that round one tensor to the same."""
+        operation = node.operation
+        own = self._own(operation)
+        name = activation_name(operation) or type(operation).__name__.lower()
+        return name, getattr(operation, "high", None), own, self._tensor_bits(node, own)
 
     def _round(self, y: Any, node: Any, **options: Any) -> Any:
         own = self._owners.get(id(y)) or self._own(node.operation)
