@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 import tfcompress as tfc
 from tests.wrappers.conftest import compile_and_fit, data, functional
@@ -166,6 +167,7 @@ EXACT = {
         lambda x: layers.TimeDistributed(layers.Conv2D(3, 3, activation="selu"))(x),
     ),
     "products": (SEQUENCE, lambda x: layers.Dot((2, 2), normalize=True)([x, x[:, :3]])),
+    "scaled sum": (IMAGE, lambda x: CustomScaleLayer(0.17)([x, layers.Conv2D(4, 1)(x)])),
     "center crop": (IMAGE, lambda x: layers.CenterCrop(5, 4)(x)),
 }
 

@@ -113,7 +113,9 @@ class ClusterOnSchedule(KernelCallback):
         if freeze_step is not None:
             late = isinstance(freeze_step, int) and freeze_step > begin_step
             given = {"freeze_step": freeze_step, "begin_step": begin_step}
-            require(late, f"freeze_step of {_OWNER}", "must be an integer above begin_step", **given)
+            require(
+                late, f"freeze_step of {_OWNER}", "must be an integer above begin_step", **given
+            )
             rule = "is for dynamic clusters, with update_every"
             given = {"freeze_step": freeze_step, "update_every": update_every}
             require(update_every is not None, f"freeze_step of {_OWNER}", rule, **given)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from tfcompress.wrappers import (
     attention,
@@ -61,6 +62,10 @@ def _reason_of_center_crop(owner: Any, x: Any) -> str | None:
     return "a crop that may have to enlarge its inputs is not simulated" if larger else None
 
 
+def _scaled_sum(parts: Parts, owner: Any, tensors: Any) -> Any:
+    return _LAYERS.Add(name=owner.name)([tensors[0], tensors[1] * owner.scale])
+
+
 def _relu_is_rewritten(owner: Any) -> bool:
     return bool(owner.negative_slope or owner.threshold) or owner.max_value not in (None, 6.0)
 
@@ -101,6 +106,7 @@ _REWRITES: dict[type, Rewrite] = {
     _LAYERS.AveragePooling3D: _POOLING,
     _LAYERS.CenterCrop: Rewrite(_center_crop, _reason_of_center_crop),
     _LAYERS.ELU: Rewrite(_elu),
+    CustomScaleLayer: Rewrite(_scaled_sum),  # of Inception-ResNet; Keras does not export it
     _LAYERS.ReLU: Rewrite(
         lambda parts, owner, x: functions.relu(owner, x),
         lambda owner, x: functions.reason_of_relu(owner),
