@@ -110,15 +110,7 @@ class ClusterOnSchedule(KernelCallback):
             begin_step=begin_step,
         )
         self._check_update_every(update_every)
-        if freeze_step is not None:
-            late = isinstance(freeze_step, int) and freeze_step > begin_step
-            given = {"freeze_step": freeze_step, "begin_step": begin_step}
-            require(
-                late, f"freeze_step of {_OWNER}", "must be an integer above begin_step", **given
-            )
-            rule = "is for dynamic clusters, with update_every"
-            given = {"freeze_step": freeze_step, "update_every": update_every}
-            require(update_every is not None, f"freeze_step of {_OWNER}", rule, **given)
+        _check_freeze_step(freeze_step, begin_step, update_every)
         if gradients not in GRADIENTS:
             raise unknown(f"gradients of {_OWNER}", gradients, GRADIENTS)
         if grid is not None:
@@ -295,6 +287,17 @@ class ClusterOnSchedule(KernelCallback):
         size = clustered.shape_of(plan, plan.channels(kernel))
         used = np.unique(form.places[form.places > 0])
         return size["cells"] * size["columns"] - len(used)
+
+
+def _check_freeze_step(freeze_step: int | None, begin_step: int, update_every: int | None) -> None:
+    if freeze_step is None:
+        return
+    owner = f"freeze_step of {_OWNER}"
+    rule = "is for dynamic clusters, with update_every"
+    require(update_every is not None, owner, rule, freeze_step=freeze_step, update_every=None)
+    late = isinstance(freeze_step, int) and freeze_step > begin_step
+    rule = "must be an integer above begin_step"
+    require(late, owner, rule, freeze_step=freeze_step, begin_step=begin_step)
 
 
 def _check_finite(kernel: Kernel, w: np.ndarray) -> None:

@@ -161,9 +161,10 @@ class Insertion:
         return below in (Way.CONCATENATE, Way.SELECT) and how is not Way.CONCATENATE
 
     def _one_relu(self, readers: list[Any]) -> bool:
-        relus = all(self._way(reader) is Way.RELU for reader in readers)
-        kinds = [self._kind_of_relu(reader) for reader in readers] if relus else [None]
-        return relus and kinds.count(kinds[0]) == len(kinds)
+        if any(self._way(reader) is not Way.RELU for reader in readers):
+            return False
+        kinds = [self._kind_of_relu(reader) for reader in readers]
+        return kinds.count(kinds[0]) == len(kinds)
 
     def _kind_of_relu(self, node: Any) -> tuple[Any, ...]:
         """Returns what ReLUs have in common that round one tensor to the same."""
