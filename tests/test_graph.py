@@ -90,6 +90,21 @@ def test_a_rebuilt_graph_is_saved_and_loaded(tmp_path):
     assert_same(flat, keras.models.load_model(tmp_path / "flat.keras"), sample(2, 8, 8, 3))
 
 
+def test_rebuilt_graphs_of_models_that_another_process_named_have_unique_names():
+    keras.utils.clear_session()
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4, name="multiply")(inputs + 1.0))
+    keras.utils.clear_session()  # as in a process that has loaded it
+
+    new = graph.rebuild(model, lambda node, copy, x, *args: copy(x * 2.0, *args) + 0.0)
+
+    names = [node.operation.name for node in graph.nodes(new)]
+    assert len(names) == 6 and {"add", "multiply"} < set(names) and len(set(names)) == 6
+    dense = model.get_layer("multiply")
+    x = sample(3, 4)
+    np.testing.assert_allclose(new(x), dense((2 * x + 1) * 2), rtol=1e-6)
+
+
 def test_exported_graphs_have_no_dropout():
     names = {type(x).__name__ for x in graph.exported(nested()).layers}
     assert names == {"InputLayer", "Conv2D", "Dense"}

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import InputError
+from tfcompress.weights import Names
 
 Operation = Any  # keras.Operation: a layer, or what keras.ops records in a functional model
 Call = Callable[..., Any]  # (node, copy, *args, **kwargs) -> outputs of the new graph
@@ -79,9 +80,28 @@ def _rebuild(model: keras.Model, call: Call, copies: "_Copies", inputs: Any = No
         outputs = call(node, copies.of(node.operation), *args, **kwargs)
         _record(node, outputs, values)
     outputs = _outputs(model, values)
+    _name_apart(outputs, copies)
     new = keras.Model(inputs, outputs, name=model.name)
     copies.load_weights()
     return new
+
+
+def _name_apart(outputs: Any, copies: "_Copies") -> None:
+    """Gives new operations another name where Keras chose one that a copy has, too.
+
+    Keras counts what it named in this process; a loaded model may have those names already.
+    """
+    found: dict[int, Operation] = {}
+    pending, seen = keras.tree.flatten(outputs), set()
+    while pending:
+        operation, index, _ = pending.pop()._keras_history
+        if (id(operation), index) not in seen:
+            seen.add((id(operation), index))
+            found[id(operation)] = operation
+            pending += operation._inbound_nodes[index].input_tensors
+    names, kept = Names(), copies.made()
+    for operation in sorted(found.values(), key=lambda x: id(x) not in kept):
+        operation.name = names.unique(operation.name)
 
 
 def exported(model: keras.Model) -> keras.Model:
@@ -195,6 +215,10 @@ class _Copies:
                 changes["name"] = name
             self._pairs[id(operation)] = (operation, copy_operation(operation, **changes))
         return self._pairs[id(operation)][1]
+
+    def made(self) -> set[int]:
+        """Returns the `id` of each new operation."""
+        return {id(new) for _, new in self._pairs.values()}
 
     def layers(self) -> list[keras.layers.Layer]:
         return [old for old, _ in self._pairs.values() if isinstance(old, keras.layers.Layer)]
