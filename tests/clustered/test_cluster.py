@@ -177,6 +177,20 @@ def test_int8_files_have_no_more_codes_than_clusters(model, made):
     assert max(w.distinct for w in floats.weights) > 16
 
 
+def test_files_of_attention_and_recurrent_layers_have_no_more_codes_than_clusters():
+    tokens = keras.Input((3,), dtype="int32")
+    x = L.Embedding(20, 8)(tokens)
+    x = x + L.MultiHeadAttention(2, 4)(x, x)
+    x = L.EinsumDense("abc,bcd->abd", (3, 5))(x)  # a product for each place
+    x = L.Concatenate()([L.LSTM(4, unroll=True)(x), L.GRU(3, unroll=True, reset_after=False)(x)])
+    model = keras.Model(tokens, L.Dense(4)(x))
+    samples = np.random.default_rng(0).integers(0, 20, (40, 3)).astype(np.int32)
+    small = tfc.cluster(model, clusters=6, grid="int8")
+    found = tfc.audit(tfc.convert(small, "int8", samples))
+    assert found.full_integer
+    assert len(found.weights) >= 10 and max(w.distinct for w in found.weights) <= 6
+
+
 def test_zero_is_one_of_the_codes_of_a_pruned_kernel():
     w = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
     w[np.abs(w) < 0.7] = 0

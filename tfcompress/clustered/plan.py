@@ -1,6 +1,7 @@
 """How a kernel is to be clustered: the words that `cluster` and `ClusterOnSchedule` share."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from tfcompress.weights import Kernel, matrix_shape
 SCOPES = ("kernel", "channel", "model")
 GRIDS = ("int8",)
 _MOST_BYTES = 1 << 30  # of normal equations, which are held a few times
+_LAYERS = keras.layers
+# Other layers whose kernels the converter gives a scale per output channel.
+_PRODUCTS = (_LAYERS.EinsumDense, _LAYERS.SimpleRNNCell, _LAYERS.LSTMCell, _LAYERS.GRUCell)
 KEYS = ("method", "clusters", "block", "levels", "per", "group")  # what a rule may say
 
 
@@ -156,7 +160,8 @@ def scale_axes(model: keras.Model, kernels: Sequence[Kernel]) -> dict[str, tuple
     """Returns by path the axes of a kernel along which its int8 file has scales.
 
     (): one scale; None: an int8 file has no such kernel. A layer of `quantize_aware` says itself
-    whether it has a scale per channel, and others get one from the TFLite converter.
+    whether it has a scale per channel, and others get one from the TFLite converter, but for tables
+    of embeddings and for kernels of batches of products.
     """
     wrapped = {
         id(layer.layer): layer
@@ -166,10 +171,18 @@ def scale_axes(model: keras.Model, kernels: Sequence[Kernel]) -> dict[str, tuple
     found: dict[str, tuple[int, ...] | None] = {}
     for kernel in kernels:
         wrapper = wrapped.get(id(kernel.layer))
-        if wrapper is not None and not wrapper.per_channel:
+        if wrapper is not None and not wrapper.per_channel or _is_gathered_or_batched(kernel.layer):
             found[kernel.path] = ()
-        elif type(kernel.layer) in SCALED_AXES:
+        elif type(kernel.layer) in (*SCALED_AXES, *_PRODUCTS):
             found[kernel.path] = kernel.output_axes
         else:
             found[kernel.path] = None
     return found
+
+
+def _is_gathered_or_batched(layer: keras.layers.Layer) -> bool:
+    """Returns whether the file holds an operand of GATHER or BATCH_MATMUL."""
+    if type(layer) is not _LAYERS.EinsumDense:
+        return type(layer) is _LAYERS.Embedding
+    inputs, kernel, outputs = re.split("->|,", layer.equation)
+    return any(label in inputs and label in outputs for label in kernel if label.isalpha())
