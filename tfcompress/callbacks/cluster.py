@@ -53,7 +53,8 @@ class ClusterOnSchedule(KernelCallback):
         freeze_step: with `update_every`, the step from which on weights stay in their cluster,
             whose value trains; after `begin_step`. BatchNorm's averages need these steps to catch
             up with the network that stays. None: for the last quarter of a `fit`, or of what is
-            left of it after `begin_step`, where Keras knows the number of its steps.
+            left of it after `begin_step`. Of data without a length an epoch is taken to have as
+            many steps as the one before it; a `fit` of one such epoch has no quarter.
         clusters: how many, in place of the method's own number.
         levels: codebooks whose entries are added up, see `tfc.cluster`.
         per: "kernel" or "channel": a codebook for each kernel or each of its output channels.
@@ -116,8 +117,8 @@ class ClusterOnSchedule(KernelCallback):
         if grid is not None:
             fixed = gradients == "mean" and update_every is None
             rule = "trains scales alone: without update_every and with gradients='mean'"
-            given = {"gradients": gradients, "update_every": update_every}
-            require(fixed, f"grid {grid!r} of {_OWNER}", rule, **given)
+            owner = f"grid {grid!r} of {_OWNER}"
+            require(fixed, owner, rule, gradients=gradients, update_every=update_every)
         self.begin_step = begin_step
         self.rules = tuple(rules)
         self.update_every = update_every
@@ -128,9 +129,15 @@ class ClusterOnSchedule(KernelCallback):
         self._found: dict[str, Clustered] = {}
         self._forms: dict[str, Any] = {}
         self._frozen_from: float = math.inf if freeze_step is None else freeze_step
+        self._epoch_started: int | None = None
+
+    def on_train_begin(self, logs=None):
+        self._epoch_started = None
+        super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._frozen_from = self._freezing(epoch)
+        self._epoch_started = self._step()
         super().on_epoch_begin(epoch, logs)
 
     def select(self) -> list[Kernel]:
@@ -222,13 +229,19 @@ class ClusterOnSchedule(KernelCallback):
 
     def _freezing(self, epoch: int) -> float:
         """Returns the step from which on weights stay in their cluster, as an epoch begins."""
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        if self.freeze_step is not None or self.update_every is None or not steps or not epochs:
+        epochs = self.params.get("epochs")
+        if self.freeze_step is not None or self.update_every is None or not epochs:
             return math.inf if self.freeze_step is None else self.freeze_step
-        optimizer = self.model.optimizer
-        steps = steps / (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+        steps = self._steps_of_epoch()
         end = self._step() + (epochs - epoch) * steps
-        return end - min(epochs * steps, max(0, end - self.begin_step)) // 4
+        return end - min(epochs * steps, max(0, end - self.begin_step)) // 4 if steps else math.inf
+
+    def _steps_of_epoch(self) -> float:
+        """Returns what Keras knows, or the epoch before tells, as an epoch begins; 0: unknown."""
+        if batches := self.params.get("steps"):
+            optimizer = self.model.optimizer
+            return batches / (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+        return 0 if self._epoch_started is None else self._step() - self._epoch_started
 
     def _cluster(
         self, kernel: Kernel, w: np.ndarray, start: list[np.ndarray] | None
