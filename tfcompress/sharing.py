@@ -262,8 +262,9 @@ def codes_of(w: np.ndarray, axes: Sequence[int]) -> np.ndarray | None:
         return None
     steps = np.divide(127 * w.astype(np.float64), largest, out=np.zeros(w.shape), where=largest > 0)
     codes = np.rint(steps)
-    few = 4 <= len(np.unique(codes)) <= 64
-    return codes.astype(np.int8) if few and np.abs(steps - codes).max() < 1e-4 else None
+    if np.abs(steps - codes).max() >= 1e-4:
+        return None
+    return codes.astype(np.int8) if 4 <= len(np.unique(codes)) <= 64 else None
 
 
 def state(value: np.ndarray, name: str) -> keras.Variable:

@@ -7,7 +7,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -209,6 +209,22 @@ def from_blocks(blocks: np.ndarray, shape: tuple[int, ...], block: tuple[int, in
 def real_entries(shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
     """Returns which entries of `to_blocks` are weights, not filling: bool of shape (n, d)."""
     return _cut(np.ones(matrix_shape(tuple(shape)), bool), block)
+
+
+def by_channel(array: np.ndarray, output_axes: Sequence[int]) -> np.ndarray:
+    """Returns a kernel's values as (channels, values of each).
+
+    >>> by_channel(np.array([[1, 2, 3], [4, 5, 6]]), (1,)).tolist()
+    [[1, 4], [2, 5], [3, 6]]
+    """
+    channels = int(np.prod([array.shape[axis] for axis in output_axes]))
+    return array.transpose(channels_first(array.ndim, output_axes)).reshape(channels, -1)
+
+
+def channels_first(rank: int, output_axes: Sequence[int]) -> list[int]:
+    """Returns the axes of a kernel, those of its channels first."""
+    axes = [axis % rank for axis in output_axes]
+    return [*axes, *(axis for axis in range(rank) if axis not in axes)]
 
 
 def block_numbers(shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:

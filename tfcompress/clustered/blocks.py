@@ -10,7 +10,14 @@ import numpy as np
 from tfcompress import clustering, sharing
 from tfcompress.clustered.plan import Plan
 from tfcompress.clustering import arrays, choose
-from tfcompress.weights import block_numbers, from_blocks, real_entries, to_blocks
+from tfcompress.weights import (
+    block_numbers,
+    by_channel,
+    channels_first,
+    from_blocks,
+    real_entries,
+    to_blocks,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,11 +141,11 @@ def cluster_kernel(
     if plan.per != "channel":
         weights = None if importance is None else [importance]
         return cluster_together([w], plan, weights, start[0] if start else None)[0]
-    order = _channels_first(w.ndim, output_axes)
+    order = channels_first(w.ndim, output_axes)
     turned = tuple(w.shape[axis] for axis in order)
-    counted = None if importance is None else _by_channel(importance, output_axes)
+    counted = None if importance is None else by_channel(importance, output_axes)
     found = []
-    for number, row in enumerate(_by_channel(w, output_axes)):
+    for number, row in enumerate(by_channel(w, output_axes)):
         weights = None if counted is None else [counted[number, :, np.newaxis]]
         before = start[number] if start else None
         found.append(cluster_together([row[:, np.newaxis]], plan, weights, before)[0])
@@ -166,20 +173,9 @@ def layout(shape: Sequence[int], plan: Plan, output_axes: Sequence[int]) -> np.n
     if plan.per != "channel":
         return block_numbers(tuple(shape), block)[np.newaxis]
     numbers = np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
-    rows = _by_channel(numbers, output_axes)
+    rows = by_channel(numbers, output_axes)
     places = block_numbers((rows.shape[1], 1), block)
     return np.where(places >= 0, rows[:, places], -1)
-
-
-def _by_channel(array: np.ndarray, output_axes: Sequence[int]) -> np.ndarray:
-    """Returns a kernel's values as (channels, values of each)."""
-    channels = int(np.prod([array.shape[axis] for axis in output_axes]))
-    return array.transpose(_channels_first(array.ndim, output_axes)).reshape(channels, -1)
-
-
-def _channels_first(rank: int, output_axes: Sequence[int]) -> list[int]:
-    axes = [axis % rank for axis in output_axes]
-    return [*axes, *(axis for axis in range(rank) if axis not in axes)]
 
 
 class _Piece:
