@@ -50,6 +50,11 @@ def test_bad_input_is_one_line(model):
         tfc.compare_clusterings(model, ["kmeans"], data=(np.zeros((5, 6)), np.zeros((5, 2))))
     with pytest.raises(tfc.InputError, match=r"class numbers in \[0, 3\).*highest=3"):
         tfc.compare_clusterings(model, ["kmeans"], data=(np.zeros((4, 6)), np.arange(4)))
+    with pytest.raises(tfc.InputError, match="data for input .* must have the shape"):
+        tfc.compare_clusterings(model, ["kmeans"], data=(np.zeros((4, 5)), np.arange(4)))
+    binary = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, "sigmoid")])
+    with pytest.raises(tfc.InputError, match="has one output, not one for each class"):
+        tfc.compare_clusterings(binary, ["kmeans"], 2, data=(np.zeros((2, 6)), np.arange(2)))
     found = tfc.compare_clusterings(model, ["kmeans"])
     with pytest.raises(tfc.InputError, match="needs a comparison with `data`"):
         found.plot_confusion("kmeans")

@@ -198,8 +198,11 @@ def _confusion(model: keras.Model, data: Any, batch_size: int) -> np.ndarray:
     total: Any = 0
     for x, y in evaluation.batches(data, batch_size):
         require(y is not None, "data of compare_clusterings", "must be (x, y)")
+        evaluation.inputs_in_order(model, x)  # refuses what does not fit
         outputs = np.asarray(model(x, training=False))
         labels = np.asarray(y).astype(np.int64)
+        rule = "has one output, not one for each class: compare it without data"
+        require(outputs.shape[-1] > 1, f"Model '{model.name}'", rule, outputs=outputs.shape)
         fits = outputs.ndim == 2 and labels.size == len(outputs)
         rule = "must hold one class number for each row of outputs"
         require(fits, "y of compare_clusterings", rule, outputs=outputs.shape, y=labels.shape)
