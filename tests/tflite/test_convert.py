@@ -159,8 +159,19 @@ def test_a_recurrent_model_converts_or_says_what_to_do():
         lstm = model(unroll)
         content = tflite.convert(lstm, "float32")
         assert tflite.compare(lstm, content, samples).max_abs_error < 1e-5
-    with pytest.raises(InputError, match="unroll=True"):
+    with pytest.raises(InputError, match="unroll=True, or take quantize_aware"):
         tflite.convert(model(False), "int8", samples)
+
+
+def test_tokens_become_16_bit_activations():
+    model = keras.Sequential(
+        [keras.Input((4,), dtype="int32"), layers.Embedding(9, 6), layers.Dense(3)]
+    )
+    tokens = RANDOM.integers(0, 9, (20, 4)).astype(np.int32)
+    content = tflite.convert(model, "int16x8", tokens)
+    audit = tflite.audit(content)
+    assert audit.full_integer and audit.tensors["INT16"] > 0
+    assert tflite.compare(model, content, tokens).relative_error < 0.01
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,10 @@ def convert(
     notes: list[str] = []
     if scheme == "int8":
         _check_learned_bits(model)
-    if request.plain and not (scheme in ("int8", "int16x8") and _holds_codes(model)):
+    # TensorFlow's converter wants ranges of integers like tokens for int16x8, which have none.
+    found_here = scheme == "int16x8" and any(spec.dtype.is_integer for spec in specs)
+    found_here = found_here or scheme in ("int8", "int16x8") and _holds_codes(model)
+    if request.plain and not found_here:
         content = _converted(model, inference, specs, scheme, arrays)
         if scheme == "int8" and arrays is not None and not audit(content).full_integer:
             # Of some operators that it leaves float, as NEG, there are integer forms.
@@ -191,7 +194,7 @@ def _check_loops(model: keras.Model, operations: set[str], scheme: str) -> None:
     if _LOOPS & operations:
         raise InputError(  # the converter would end the process with a segmentation fault
             f"Model '{model.name}' must be free of loops for {scheme}: build its recurrent layers "
-            "with unroll=True."
+            "with unroll=True, or take quantize_aware(model, samples=...), which unrolls them."
         )
 
 
