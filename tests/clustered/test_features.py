@@ -25,6 +25,7 @@ def model():
     return made
 
 
+@pytest.mark.filterwarnings("error:The structure of `inputs`")
 def test_like_channels_fall_into_one_cluster(model):
     x = np.random.default_rng(1).normal(size=(20, 6, 6, 2)).astype("float32")
     found = tfc.cluster_features(model, "conv", x, {"kmeans": {"clusters": 3}})

@@ -126,6 +126,7 @@ def test_a_spoiled_kernel_is_to_blame_alone(model):
     assert by_path(found, "stem").snr_db == pytest.approx(by_path(whole, "stem").snr_db)
 
 
+@pytest.mark.filterwarnings("error:Warning. Enabling")
 def test_clipping_is_told(model):
     report = quantization_report(model, tflite.convert(model, "int8", 0.2 * IMAGES), IMAGES)
     stem = by_path(report, "stem")

@@ -91,7 +91,7 @@ def cluster_features(
         f"Layer '{layer}'",
         "must have one output with channels on its last axis",
     )
-    part = keras.Model(model.inputs, output)
+    part = keras.Model(model.inputs[0] if len(model.inputs) == 1 else model.inputs, output)
     parts = []
     for x, _ in evaluation.batches(data, batch_size, batches):
         inputs = evaluation.inputs_in_order(model, x)

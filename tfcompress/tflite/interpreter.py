@@ -1,5 +1,6 @@
 """Runs a `.tflite` file on the LiteRT interpreter, sample by sample."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,8 @@ def start(
     # BUILTIN would mean XNNPACK as well.
     resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        with silent_stderr():
+        with silent_stderr(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning: Enabling `experimental_preserve_all")
             result = Interpreter(
                 model_content=fb.read_bytes(flatbuffer),
                 num_threads=threads,
