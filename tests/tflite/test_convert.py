@@ -168,6 +168,8 @@ def test_tokens_become_16_bit_activations():
         [keras.Input((4,), dtype="int32"), layers.Embedding(9, 6), layers.Dense(3)]
     )
     tokens = RANDOM.integers(0, 9, (20, 4)).astype(np.int32)
+    with pytest.raises(InputError, match="must be integers .*--standardize none"):
+        tflite.convert(model, "int16x8", tokens / 8)
     content = tflite.convert(model, "int16x8", tokens)
     audit = tflite.audit(content)
     assert audit.full_integer and audit.tensors["INT16"] > 0

@@ -105,5 +105,8 @@ def _check(array: np.ndarray, spec: Any, name: str) -> np.ndarray:
     if not np.all(np.isfinite(array)):
         raise InputError(f"Samples for input '{name}' must be finite. Received: NaN or infinity.")
     if dtype.kind in "iu" and array.dtype.kind == "f" and np.any(array != np.round(array)):
-        raise InputError(f"Samples for input '{name}' must be integers. Received: {array.dtype}")
+        raise InputError(
+            f"Samples for input '{name}' must be integers (a command keeps them so with "
+            f"--standardize none). Received: {array.dtype}"
+        )
     return array.astype(dtype)
