@@ -51,8 +51,11 @@ def lenet5_unbiased(keras, seed=0):
     return keras.Sequential(layers)
 
 
-def resnet8(keras, seed=0):
-    """MLPerf Tiny's ResNet-8 for 32 x 32 x 3 images and ten classes: 78,666 parameters, logits."""
+def resnet8(keras, seed=0, outer=(16, 32, 64), inner=(16, 32, 64)):
+    """MLPerf Tiny's ResNet-8 for 32 x 32 x 3 images and ten classes: 78,666 parameters, logits.
+
+    outer: channels of the sums of the three stages; inner: between a stage's two convolutions.
+    """
     keras.utils.set_random_seed(seed)
 
     def convolved(x, filters, size, strides=1):
@@ -63,9 +66,9 @@ def resnet8(keras, seed=0):
         return keras.layers.BatchNormalization()(x)
 
     inputs = keras.Input((32, 32, 3))
-    x = keras.layers.ReLU()(normalized(convolved(inputs, 16, 3)))
-    for filters, strides in ((16, 1), (32, 2), (64, 2)):
-        y = keras.layers.ReLU()(normalized(convolved(x, filters, 3, strides)))
+    x = keras.layers.ReLU()(normalized(convolved(inputs, outer[0], 3)))
+    for filters, between, strides in zip(outer, inner, (1, 2, 2), strict=True):
+        y = keras.layers.ReLU()(normalized(convolved(x, between, 3, strides)))
         y = normalized(convolved(y, filters, 3))
         x = convolved(x, filters, 1, strides) if strides > 1 else x
         x = keras.layers.ReLU()(keras.layers.Add()([x, y]))

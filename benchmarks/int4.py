@@ -100,8 +100,9 @@ def files(model, x, options):
     made = []
     labels = np.arange(len(x)) % 1000
     for bits in (8, 4):
-        trained = tfc.quantize_aware(model, samples=x, bits=bits)
-        trained.compile(keras.optimizers.SGD(1e-4), "sparse_categorical_crossentropy")
+        trained = tfc.quantize_aware(model, samples=x, weight_bits=bits)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trained.compile(keras.optimizers.SGD(1e-4), loss)
         trained.fit(x, labels, batch_size=4, epochs=1, verbose=0)
         made.append(tfc.convert(trained, f"int{bits}"))
     return made
