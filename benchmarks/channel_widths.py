@@ -69,7 +69,8 @@ def is_near(widths, other):
 def measured(choices, options, runs=None):
     """Returns by widths how many times as fast as the whole network they are."""
     whole, found = file(WHOLE, options.scheme), {}
-    for chosen in itertools.batched(choices, AT_ONCE):
+    for start in range(0, len(choices), AT_ONCE):
+        chosen = choices[start : start + AT_ONCE]
         files = [whole, *(file(widths, options.scheme) for widths in chosen)]
         latencies = tfc.measure_latency(files, threads=1, runs=runs or options.runs)[1:]
         found |= {w: 1 / y.ratio_to_first for w, y in zip(chosen, latencies, strict=True)}
