@@ -63,7 +63,9 @@ def _reason_of_center_crop(owner: Any, x: Any) -> str | None:
 
 
 def _scaled_sum(parts: Parts, owner: Any, tensors: Any) -> Any:
-    return _LAYERS.Add(name=owner.name)([tensors[0], tensors[1] * owner.scale])
+    # The converter would take out a factor of 1, and be left with two grids for one tensor.
+    second = tensors[1] if owner.scale == 1 else tensors[1] * owner.scale
+    return _LAYERS.Add(name=owner.name)([tensors[0], second])
 
 
 def _relu_is_rewritten(owner: Any) -> bool:
