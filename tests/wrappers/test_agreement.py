@@ -207,6 +207,25 @@ def test_sums_of_two_tensors_are_rounded_by_the_kernel(kind):
     assert np.sum(difference > 0.01 * step(content)) <= 1
 
 
+@pytest.mark.parametrize("axis", [(1, 2), -1], ids=str)
+def test_means_have_the_float_errors_of_the_kernel(axis):
+    """By these scales sums of 463 and 1389 come close to a tie, which the kernel takes them for."""
+    inputs = keras.Input((8, 8, 64))
+    quantized = tfc.quantize_aware(
+        keras.Model(inputs, keras.ops.mean(inputs, axis)), samples=np.ones((8, 8, 8, 64), "float32")
+    )
+    size, scale = 0.03560810908675194, 0.005788816139101982
+    first, last = (n.operation for n in graph.nodes(quantized) if hasattr(n.operation, "start"))
+    first.start(-8 * size, 247 * size)
+    last.start(-42 * scale, 213 * scale)
+    rng = np.random.default_rng(0)
+    centers = rng.uniform(0, 25, (200, 1, 1, 1))
+    x = (size * (centers + rng.uniform(-8, 8, (200, 8, 8, 64)))).astype(np.float32)
+    content = tflite.convert(quantized)
+    difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
+    assert difference.max() < 0.01 * step(content)
+
+
 @pytest.mark.parametrize("code", range(2, 60, 4))
 def test_inverse_roots_are_those_of_the_kernel(code):
     """The output's range ends at the root of a code, so that other roots are ties."""

@@ -71,10 +71,18 @@ def round_product_of_two(x: Any, low: Any, high: Any, ranges: Any) -> Any:
 
 
 def round_means(x: Any, low: Any, high: Any, parts: Any) -> Any:
-    """Rounds means, which are sums: (tensor, its range) is what they are the means of."""
+    """Rounds means as XNNPACK does, with the float32 errors of its sums of int8.
+
+    These have the zero points in them, which are taken off after the sum was scaled. parts: (what
+    the means are of, its range).
+    """
     tensor, bounds = parts
     count = tf.cast(tf.size(tensor) / tf.maximum(tf.size(x), 1), tf.float32)
-    return round_sums(x, low, high, codes_of(*tf.unstack(bounds))[0] / count)
+    (size, zero), (scale, zero_point) = codes_of(*tf.unstack(bounds)), codes_of(low, high)
+    factor, zeros = size / scale / count, count * zero
+    integers = tf.round(tf.math.divide_no_nan(x * count, size)) + zeros
+    codes = tf.round(integers * factor + (zero_point - zeros * factor))
+    return _of_codes(codes - zero_point, low, high)
 
 
 def round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
