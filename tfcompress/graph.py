@@ -205,7 +205,7 @@ class _Copies:
     def __init__(self, changes: Callable[[Operation], dict[str, str]] = lambda operation: {}):
         self._changes = changes
         self._pairs: dict[int, tuple[Operation, Operation]] = {}
-        self._names: set[str] = set()
+        self._names = Names()
 
     def of(self, operation: Operation, prefix: str = "") -> Operation:
         if id(operation) not in self._pairs:
@@ -230,16 +230,7 @@ class _Copies:
                 refresh(new)
 
     def _unique(self, name: str, prefix: str) -> str:
-        wanted = name
-        if wanted in self._names and prefix:
-            wanted = f"{prefix}_{name}"
-        candidate = wanted
-        for number in itertools.count(1):
-            if candidate not in self._names:
-                break
-            candidate = f"{wanted}_{number}"
-        self._names.add(candidate)
-        return candidate
+        return self._names.unique(f"{prefix}_{name}" if prefix and name in self._names else name)
 
 
 def _inline(model: Any, inputs: Any, copies: _Copies) -> Any:

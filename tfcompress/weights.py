@@ -77,6 +77,9 @@ class Names:
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._given: set[str] = set(taken)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._given
+
     def unique(self, name: str) -> str:
         candidate, number = name, 0
         while candidate in self._given:
