@@ -136,7 +136,8 @@ class ClusterOnSchedule(KernelCallback):
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._frozen_from = self._freezing(epoch)
+        if self.freeze_step is None and self.update_every is not None:
+            self._frozen_from = self._last_quarter(epoch)
         self._epoch_started = self._step()
         super().on_epoch_begin(epoch, logs)
 
@@ -227,14 +228,13 @@ class ClusterOnSchedule(KernelCallback):
         last = int(min(step, self._frozen_from - 1))
         return 1 + max(0, last - self.begin_step) // self.update_every
 
-    def _freezing(self, epoch: int) -> float:
-        """Returns the step from which on weights stay in their cluster, as an epoch begins."""
-        epochs = self.params.get("epochs")
-        if self.freeze_step is not None or self.update_every is None or not epochs:
-            return math.inf if self.freeze_step is None else self.freeze_step
-        steps = self._steps_of_epoch()
+    def _last_quarter(self, epoch: int) -> float:
+        """Returns at which step it starts, as an epoch begins; infinity: that is unknown."""
+        epochs, steps = self.params.get("epochs"), self._steps_of_epoch()
+        if not epochs or not steps:
+            return math.inf
         end = self._step() + (epochs - epoch) * steps
-        return end - min(epochs * steps, max(0, end - self.begin_step)) // 4 if steps else math.inf
+        return end - min(epochs * steps, max(0, end - self.begin_step)) // 4
 
     def _steps_of_epoch(self) -> float:
         """Returns what Keras knows, or the epoch before tells, as an epoch begins; 0: unknown."""
