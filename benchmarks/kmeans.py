@@ -87,11 +87,11 @@ def ours(kernel: np.ndarray, clusters: int):
     return KMeans(clusters).fit(kernel), ""
 
 
-def scikit_learn(kernel: np.ndarray, clusters: int, init: str, iterations: int, **settings):
+def scikit_learn(kernel: np.ndarray, clusters: int, init: str, iterations: int, tol=1e-4, seed=0):
     from sklearn.cluster import KMeans
 
-    settings = {"random_state": 0} | settings
-    found = KMeans(clusters, init=init, n_init=1, max_iter=iterations, **settings).fit(kernel)
+    settings = {"n_init": 1, "max_iter": iterations, "tol": tol, "random_state": seed}
+    found = KMeans(clusters, init=init, **settings).fit(kernel)
     stopped = ", stopped" if found.n_iter_ == iterations else ""
     codebook = Codebook(found.cluster_centers_, found.labels_)
     return codebook, f"{init}, {found.n_iter_} iterations{stopped}"
@@ -103,8 +103,7 @@ def scikit_learn_until(
     """Starts anew until the SSE is the wanted one; returns the best that was found."""
     best, least = None, np.inf
     for seed in range(starts):
-        arguments = {"random_state": seed, "tol": 0.0}
-        found, _ = scikit_learn(kernel, clusters, init, iterations, **arguments)
+        found, _ = scikit_learn(kernel, clusters, init, iterations, tol=0.0, seed=seed)
         sse = found.sse(kernel)
         best, least = (found, sse) if sse < least else (best, least)
         if least <= wanted:
