@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfcompress import clustered
+from tfcompress import clustered, latent
 from tfcompress.latent import Latent
 
 
@@ -60,8 +60,8 @@ def test_an_entry_that_lost_its_weights_keeps_its_value_and_may_win_others():
     form = of_scalars([0.0, 4.0, 0.1, 3.9], [1, 1, 2, 3], 3)
     found = stepped(form, [2.0, 2.0, 0.1, 3.9])
     np.testing.assert_allclose(found, [0.1, 3.9, 0.1, 3.9])
-    np.testing.assert_allclose(form.kept[0], [0.0, 2.0, 0.1, 3.9])
-    # The second entry goes to 1.0, from which 1.9 is farther than from the empty one's 2.0.
+    np.testing.assert_allclose(form.kept[0], [0.0, 0.1, 2.0, 3.9])
+    # The entry 0.1 goes to 1.0, from which 1.9 is farther than from the empty one's 2.0.
     np.testing.assert_allclose(stepped(form, found + [0, 0, 1.8, 0]), [1.0, 3.9, 2.0, 3.9])
 
 
@@ -88,7 +88,7 @@ def test_each_block_takes_the_nearest_entry(shape, block, per, seed):
     assert not moved[w == 0].any()
     books, _, width = layout.shape
     entries = form.kept[0].numpy()[1:].reshape(books, width, 3)
-    latent = form.latent
+    hidden = form.latent
     for book, numbers in itertools.chain.from_iterable(
         ((book, numbers) for numbers in layout[book]) for book in range(books)
     ):
@@ -96,9 +96,32 @@ def test_each_block_takes_the_nearest_entry(shape, block, per, seed):
         used = real & (w.ravel()[np.maximum(numbers, 0)] != 0)
         if not used.any():
             continue
-        errors = (latent.ravel()[numbers[used], None] - entries[book, used]) ** 2
-        taken = ((latent - moved).ravel()[numbers[used]] ** 2).sum()
+        errors = (hidden.ravel()[numbers[used], None] - entries[book, used]) ** 2
+        taken = ((hidden - moved).ravel()[numbers[used]] ** 2).sum()
         assert taken == pytest.approx(errors.sum(axis=0).min(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"per": "channel"}, {"block": (2, 1)}, {"block": (3, 2)}], ids=str
+)
+def test_a_large_kernel_s_compiled_step_is_that_of_a_small_one(options, monkeypatch):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(20, 9)).astype(np.float32)
+    w[rng.random(w.shape) < 0.2] = 0.0
+    plan = clustered.Plan("test", {"kmeans": {"clusters": 5}}, **options)
+    found = clustered.cluster_kernel(w, plan, (-1,))
+    steps = rng.normal(size=(3, *w.shape)).astype(np.float32) / 4
+    results = []
+    for least in (10_000, 0):
+        monkeypatch.setattr(latent, "_COMPILED_FROM", least)
+        form = Latent(w.shape, clustered.layout(w.shape, plan, (-1,)), 5, "mean")
+        form.set(found.places, w)
+        moved = found.values
+        for step in steps:
+            moved = stepped(form, moved + step)
+        results.append((moved, form.places, form.latent))
+    for plain, compiled in zip(*results, strict=True):
+        np.testing.assert_array_equal(plain, compiled)
 
 
 def test_values_tell_the_places():

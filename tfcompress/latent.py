@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from tfcompress.sharing import Sums, decoded, state
 
+_COMPILED_FROM = 10_000  # weights of a kernel
+
 
 class Latent(Sums):
     """Each block of weights is the entry of a codebook that is nearest to its latent values.
@@ -39,8 +41,13 @@ class Latent(Sums):
         self._in_order = np.array_equal(layout.ravel(), np.arange(self._back.size))
         if self._codebook is None:
             self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
-        self._latent = state(np.zeros(shape, np.float32), "latent")
+        # How far each latent value is above its weight.
+        self._above = state(np.zeros(shape, np.float32), "above")
         self._moving = state(np.ones((), bool), "moving")
+        # Compiled it is one pass over the kernel instead of one for each operator; to compile takes
+        # half a second once, which small kernels do not win back.
+        large = self._back.size >= _COMPILED_FROM
+        self._take: Any = tf.function(self._taken, jit_compile=True) if large else self._taken
 
     def move(self, moving: bool) -> None:
         """Says whether from the next step on blocks take the nearest entry, or keep theirs."""
@@ -49,7 +56,8 @@ class Latent(Sums):
     @property
     def latent(self) -> np.ndarray:
         """The latent values, float32 of the kernel's shape."""
-        return keras.ops.convert_to_numpy(self._latent.value)
+        weights = decoded(self.places, self.kept[0].numpy())
+        return weights + keras.ops.convert_to_numpy(self._above.value)
 
     @property
     def centroids(self) -> list[np.ndarray]:
@@ -64,13 +72,13 @@ class Latent(Sums):
         # Nothing is near to infinity.
         unused = keras.ops.convert_to_numpy(self._solver.value) == 0
         unused[0] = False
-        codebook = keras.ops.convert_to_numpy(self._codebook.value)
-        self._codebook.assign(np.where(unused, np.inf, codebook))
-        self._latent.assign(np.where(places[0] > 0, w, 0.0))
+        codebook = np.where(unused, np.inf, keras.ops.convert_to_numpy(self._codebook.value))
+        self._codebook.assign(codebook)
+        self._above.assign(np.where(places[0] > 0, w - decoded(places, codebook), 0.0))
 
     @property
     def variables(self) -> list[keras.Variable]:
-        return [self._places, self._codebook, self._latent]
+        return [self._places, self._codebook, self._above]
 
     def holds(self, w: np.ndarray) -> bool:
         places = self.places
@@ -78,7 +86,7 @@ class Latent(Sums):
 
     def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
         self._places.assign(np.where(mask, self.places, 0))
-        self._latent.assign(np.where(mask, self.latent, 0.0))
+        self._above.assign(np.where(mask, keras.ops.convert_to_numpy(self._above.value), 0.0))
 
     def find(self, w: np.ndarray) -> np.ndarray | None:
         """Returns the places that the values of a kernel of this form tell, or None: it is not of
@@ -110,48 +118,66 @@ class Latent(Sums):
         return self._decode(self.kept[0], w.dtype), self.kept
 
     def step(self, w: Any) -> tuple[Any, Any]:
-        before, latent, _ = self.kept
-        steps = w - self._decode(before, w.dtype)
-        wide = tf.cast(steps, tf.float64)
-        codebook = self._added(wide)
+        before, above, places = self.kept
+        # The steps of an entry's weights, all of which it was: exactly 0 for those that rested.
+        count = self._counted(tf.zeros([0], tf.float64))
+        was = tf.cast(tf.cast(before, w.dtype), tf.float64)
+        steps = self._added(tf.cast(w, tf.float64)) - count * was
         if self.gradients == "mean":
-            codebook = tf.math.divide_no_nan(codebook, self._added(tf.ones_like(wide)))
-        codebook += before
-        latent = latent + steps
-        places = tf.cond(
+            steps /= count
+        codebook = before + tf.where(count > 0, steps, 0.0)
+        latent = above + tf.cast(w, tf.float32)
+        return tf.cond(
             self._moving.value,
-            lambda: self._nearest_places(latent, codebook),
-            lambda: tf.convert_to_tensor(self._places.value),
+            lambda: self._take(latent, places, self._sorted(codebook), w.dtype),
+            lambda: self._kept_in(latent, places, codebook, w.dtype),
         )
-        w = tf.cast(tf.gather(codebook, places[0]), w.dtype)
-        return w, (codebook, latent, places)
 
     def remember(self, kept: Any) -> None:
-        """Keeps the entries, the latent values and the places from which the next step starts."""
-        for variable, value in zip((self._codebook, self._latent, self._places), kept, strict=True):
+        """Keeps the entries, the latent values' heights and the places, for the next step."""
+        for variable, value in zip((self._codebook, self._above, self._places), kept, strict=True):
             variable.assign(value)
 
     @property
     def kept(self) -> Any:
-        """The entries, the latent values and the places from which the next step starts."""
+        """The entries, how far latent values are above them, and the places, as they are now."""
         return tuple(
-            tf.convert_to_tensor(v.value) for v in (self._codebook, self._latent, self._places)
+            tf.convert_to_tensor(v.value) for v in (self._codebook, self._above, self._places)
         )
 
-    def _nearest_places(self, latent: Any, codebook: Any) -> Any:
+    def _kept_in(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
+        """Returns the kernel whose weights stay in their places, and what is kept."""
+        w = self._decode(codebook, dtype)
+        return w, (codebook, tf.where(places[0] > 0, latent - tf.cast(w, tf.float32), 0.0), places)
+
+    def _taken(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
+        """Returns the kernel whose blocks take the nearest entries, and what is kept."""
         books, width, columns = self._size
         entries = tf.reshape(tf.cast(codebook[1:], tf.float32), [books, width, columns])
         values = self._in_blocks(latent, 0.0)
-        used = self._in_blocks(self._places.value[0], 0) > 0
+        used = self._in_blocks(places[0], 0) > 0
         if width == 1:
             column = _nearest_scalars(values[..., 0], entries[:, 0])
         else:
             column = _nearest_blocks(values, used, entries)
         cells = tf.reshape(tf.range(books * width) * columns, [books, 1, width])
         places = tf.where(used, 1 + cells + column[..., tf.newaxis], 0)
+        places = tf.reshape(places, [-1])
         if self._in_order:
-            return tf.reshape(places, [1, *self._back.shape])
-        return tf.gather(tf.reshape(places, [-1]), self._back)[tf.newaxis]
+            places = tf.reshape(places, self._back.shape)
+        else:
+            places = tf.gather(places, self._back)
+        w = tf.gather(tf.cast(codebook, dtype), places)
+        above = tf.where(places > 0, latent - tf.cast(w, tf.float32), 0.0)
+        return w, (codebook, above, places[tf.newaxis])
+
+    def _sorted(self, codebook: Any) -> Any:
+        """Returns single weights' entries in order, those out of use at the end."""
+        books, width, columns = self._size
+        if width > 1:
+            return codebook
+        ordered = tf.sort(tf.reshape(codebook[1:], [books, columns]), axis=-1)
+        return tf.concat([codebook[:1], tf.reshape(ordered, [-1])], axis=0)
 
     def _in_blocks(self, x: Any, filling: Any) -> Any:
         """Returns an array of the kernel's shape as (codebooks, blocks, weights of a block)."""
@@ -162,11 +188,19 @@ class Latent(Sums):
 
 
 def _nearest_scalars(values: Any, entries: Any) -> Any:
-    """Returns which of its codebook's entries (b, k) is nearest to each of the values (b, n)."""
-    order = tf.argsort(entries, axis=-1)
-    ordered = tf.gather(entries, order, batch_dims=1)
-    between = (ordered[:, 1:] + ordered[:, :-1]) / 2.0
-    return tf.gather(order, tf.searchsorted(between, values), batch_dims=1)
+    """Returns which of its codebook's ordered entries (b, k) is nearest to each value (b, n).
+
+    A binary search among the middles between neighbours, one bit of the answer after another.
+    """
+    between = (entries[:, 1:] + entries[:, :-1]) / 2.0
+    bits = (entries.shape[1] - 1).bit_length()
+    missing = 2**bits - entries.shape[1]
+    between = tf.pad(between, [[0, 0], [0, missing]], constant_values=np.inf)
+    column = tf.zeros_like(values, tf.int32)
+    for bit in reversed(range(bits)):
+        middle = tf.gather(between, column + (2**bit - 1), batch_dims=1)
+        column = tf.where(values > middle, column + 2**bit, column)
+    return column
 
 
 def _nearest_blocks(values: Any, used: Any, entries: Any) -> Any:
