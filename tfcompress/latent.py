@@ -46,8 +46,9 @@ class Latent(Sums):
         self._moving = state(np.ones((), bool), "moving")
         # Compiled it is one pass over the kernel instead of one for each operator; to compile takes
         # half a second once, which small kernels do not win back.
-        large = self._back.size >= _COMPILED_FROM
-        self._take: Any = tf.function(self._taken, jit_compile=True) if large else self._taken
+        self._move_to_nearest: Any = self._to_nearest
+        if self._back.size >= _COMPILED_FROM:
+            self._move_to_nearest = tf.function(self._to_nearest, jit_compile=True)
 
     def move(self, moving: bool) -> None:
         """Says whether from the next step on blocks take the nearest entry, or keep theirs."""
@@ -119,7 +120,7 @@ class Latent(Sums):
 
     def step(self, w: Any) -> tuple[Any, Any]:
         before, above, places = self.kept
-        # The steps of an entry's weights, all of which it was: exactly 0 for those that rested.
+        # Before the step each weight was its entry. No step gives exactly 0: nothing drifts.
         count = self._counted(tf.zeros([0], tf.float64))
         was = tf.cast(tf.cast(before, w.dtype), tf.float64)
         steps = self._added(tf.cast(w, tf.float64)) - count * was
@@ -129,12 +130,12 @@ class Latent(Sums):
         latent = above + tf.cast(w, tf.float32)
         return tf.cond(
             self._moving.value,
-            lambda: self._take(latent, places, self._sorted(codebook), w.dtype),
-            lambda: self._kept_in(latent, places, codebook, w.dtype),
+            lambda: self._move_to_nearest(latent, places, self._sorted(codebook), w.dtype),
+            lambda: self._in_place(latent, places, codebook, w.dtype),
         )
 
     def remember(self, kept: Any) -> None:
-        """Keeps the entries, the latent values' heights and the places, for the next step."""
+        """Keeps what `step` has returned beside the kernel; the next step starts there."""
         for variable, value in zip((self._codebook, self._above, self._places), kept, strict=True):
             variable.assign(value)
 
@@ -145,12 +146,12 @@ class Latent(Sums):
             tf.convert_to_tensor(v.value) for v in (self._codebook, self._above, self._places)
         )
 
-    def _kept_in(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
+    def _in_place(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
         """Returns the kernel whose weights stay in their places, and what is kept."""
         w = self._decode(codebook, dtype)
         return w, (codebook, tf.where(places[0] > 0, latent - tf.cast(w, tf.float32), 0.0), places)
 
-    def _taken(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
+    def _to_nearest(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
         """Returns the kernel whose blocks take the nearest entries, and what is kept."""
         books, width, columns = self._size
         entries = tf.reshape(tf.cast(codebook[1:], tf.float32), [books, width, columns])
