@@ -90,6 +90,15 @@ def test_a_rebuilt_graph_is_saved_and_loaded(tmp_path):
     assert_same(flat, keras.models.load_model(tmp_path / "flat.keras"), sample(2, 8, 8, 3))
 
 
+def test_a_graph_may_have_more_layers_in_a_row_than_python_has_calls(tmp_path):
+    x = inputs = keras.Input((2,))
+    for _ in range(1050):
+        x = layers.Identity()(x)
+    rebuilt = graph.rebuild(keras.Model(inputs, x), lambda node, layer, *a, **k: layer(*a, **k))
+    rebuilt.save(tmp_path / "deep.keras")
+    assert len(keras.models.load_model(tmp_path / "deep.keras").layers) == 1051
+
+
 def test_rebuilt_graphs_of_models_that_another_process_named_have_unique_names():
     keras.utils.clear_session()
     inputs = keras.Input((4,))

@@ -10,6 +10,7 @@ print(tfc.audit(flatbuffer))
 """
 
 import os
+import sys
 
 from tfcompress.silence import silent_stderr
 
@@ -60,6 +61,10 @@ from tfcompress.tflite import (
     sparse_inference_report,
 )
 from tfcompress.wrappers import prune_activations, quantize_aware
+
+# Keras builds and loads a graph by one Python call for each layer in a row. Quantizers double what
+# is in a row: EfficientNetV2L, quantized, has more than the 1,000 calls that Python allows.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 20_000))
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
