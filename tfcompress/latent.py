@@ -147,9 +147,10 @@ class Latent(Sums):
         )
 
     def _in_place(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
-        """Returns the kernel whose weights stay in their places, and what is kept."""
-        w = self._decode(codebook, dtype)
-        return w, (codebook, tf.where(places[0] > 0, latent - tf.cast(w, tf.float32), 0.0), places)
+        """Returns the kernel whose weights are in these places, and what is kept."""
+        w = tf.gather(tf.cast(codebook, dtype), places[0])
+        above = tf.where(places[0] > 0, latent - tf.cast(w, tf.float32), 0.0)
+        return w, (codebook, above, places)
 
     def _to_nearest(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
         """Returns the kernel whose blocks take the nearest entries, and what is kept."""
@@ -168,9 +169,7 @@ class Latent(Sums):
             places = tf.reshape(places, self._back.shape)
         else:
             places = tf.gather(places, self._back)
-        w = tf.gather(tf.cast(codebook, dtype), places)
-        above = tf.where(places > 0, latent - tf.cast(w, tf.float32), 0.0)
-        return w, (codebook, above, places[tf.newaxis])
+        return self._in_place(latent, places[tf.newaxis], codebook, dtype)
 
     def _sorted(self, codebook: Any) -> Any:
         """Returns single weights' entries in order, those out of use at the end."""

@@ -127,7 +127,7 @@ class Sums:
         return tf.concat([tf.zeros([1], tf.float64), found], axis=0)
 
     def _decode(self, codebook: Any, dtype: Any) -> Any:
-        if self.levels == 1:
+        if self.levels == 1:  # nothing to add up: the kernel never exists in float64
             return tf.gather(tf.cast(codebook, dtype), self._places.value[0])
         return tf.cast(tf.reduce_sum(tf.gather(codebook, self._places.value), axis=0), dtype)
 
