@@ -218,14 +218,13 @@ def _touches_float(graph: schema.SubGraphT, operator: schema.OperatorT) -> bool:
 
 
 def _describe(tensor: schema.TensorT) -> dict[str, Any]:
-    q = tensor.quantization
-    scaled = q is not None and q.scale is not None and len(q.scale) > 0
+    scales = fb.scales(tensor)
     return {
         "name": fb.tensor_name(tensor),
         "shape": list(fb.shape(tensor)),
         "dtype": fb.type_name(tensor).lower(),
-        "scale": float(q.scale[0]) if scaled else 0.0,
-        "zero_point": int(q.zeroPoint[0]) if scaled else 0,
+        "scale": float(scales[0]) if len(scales) else 0.0,
+        "zero_point": int(tensor.quantization.zeroPoint[0]) if len(scales) else 0,
     }
 
 

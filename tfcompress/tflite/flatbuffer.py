@@ -108,6 +108,12 @@ def shape(tensor: schema.TensorT) -> tuple[int, ...]:
     return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
 
 
+def scales(tensor: schema.TensorT) -> np.ndarray:
+    """Returns the tensor's scales, one or one for each channel; none for what is not quantized."""
+    q = tensor.quantization
+    return np.zeros(0, np.float32) if q is None or q.scale is None else np.asarray(q.scale)
+
+
 def data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
     """Returns a constant's values in its shape; None for a tensor computed at run time.
 

@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tfcompress.errors import InputError, require
 from tfcompress.silence import silent_stderr
 from tfcompress.tflite import flatbuffer as fb
+from tfcompress.tflite.requantization import check_ratios
 
 Arrays = np.ndarray | Sequence[np.ndarray]
 
@@ -21,9 +22,14 @@ def start(
     With `xnnpack` it is LiteRT's default, which hands what it can to XNNPACK; without it every
     operator runs on LiteRT's own kernels. With `preserve` inner tensors can be read after a run,
     which makes XNNPACK take each operator by itself: not a file's own speed.
+
+    Raises:
+        InputError: a file that is damaged, or that LiteRT or XNNPACK does not run.
     """
     require(threads >= 1, "threads of the interpreter", "must be at least 1", threads=threads)
-    fb.parse(flatbuffer)  # the interpreter trusts what it is given
+    model = fb.parse(flatbuffer)  # the interpreter trusts what it is given
+    if xnnpack:
+        check_ratios(model)
     # BUILTIN would mean XNNPACK as well.
     resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
