@@ -4,9 +4,11 @@
 
 1. `baseline`: the trained model, fine-tuned on the JPEG training images until it no longer gains.
 2. `headline`: the baseline with 2.1x fewer multiply-accumulates, fine-tuned, for `--score`; with
-   `--distill` the baseline's soft labels teach it as well. Beside it `control`: the baseline
-   itself, trained on in exactly the same way, so that what is lost is lost by the removal alone.
-   `--scope` and `--per` say how channels of different groups are compared (`tfc.prune_channels`).
+   `--distill` the soft labels of a teacher teach it as well: the baseline's, or with `--teacher 3`
+   those of a ResNet-8 three times as wide, trained before on the same images (stage `teacher`).
+   Beside it `control`: the baseline itself, trained on in exactly the same way, so that what is
+   lost is lost by the removal alone. `--scope` and `--per` say how channels of different groups
+   are compared (`tfc.prune_channels`); `--widths` says itself how many of each stay.
 3. `curve`: each of `--scores` at each of `--ratios`, fine-tuned for `--epochs`; and the baseline
    itself (`none`), trained on in the same way.
 
@@ -31,6 +33,7 @@ import pathlib
 import tempfile
 import time
 
+import architectures
 import keras
 import matplotlib
 import numpy as np
@@ -51,6 +54,13 @@ MOST_POINTS_LOST = 0.6
 CLASSES = 10
 BATCH = 128
 SEED = 0
+AUGMENT = Augment(shift=4, flip=True)
+VERSIONS = 10  # of each image, whose soft labels a teacher gives
+OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    # Decoupled: of the learning rate's size, as 5e-4 in the loss is with momentum.
+    "sgd": lambda rate: keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=5e-3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +68,11 @@ class Point:
     """One row of the result: how a model is pruned and fine-tuned.
 
     ratio: MACs of the baseline / MACs to keep. epochs: of each of `cycles`, in which the learning
-    rate falls to zero. temperature: of the baseline's soft labels, which
-    take the place of the true ones in a share `distill` of the loss.
+    rate falls to zero. temperature: of the teacher's soft labels, which
+    take the place of the true ones in a share `distill` of the loss. teacher: how many times as
+    wide as ResNet-8 the model is that the soft labels come from, 1 for the baseline. widths: the
+    channels that stay, of each group in the order of `tfc.channel_groups`; none: as many as
+    `ratio` asks for.
     """
 
     stage: str
@@ -75,6 +88,9 @@ class Point:
     learning_rate: float = 1e-3
     distill: float = 0.0
     temperature: float = 1.0
+    teacher: int = 1
+    optimizer: str = "adam"
+    widths: tuple[int, ...] = ()
 
     @property
     def name(self):
@@ -93,9 +109,26 @@ def main(arguments=None):
     baseline = Point("baseline", epochs=options.baseline_epochs, learning_rate=3e-3)
     if "baseline" in options.stages:
         work.finish(baseline, tfc.models.load(options.model))
+    teachers = {1: baseline}
+    if "teacher" in options.stages or options.teacher > 1:
+        teachers[options.teacher] = teacher = Point(
+            "teacher",
+            epochs=options.teacher_epochs,
+            learning_rate=0.1,
+            teacher=options.teacher,
+            optimizer="sgd",
+        )
+        work.finish(teacher, wide(options.teacher))
     for point in points(options):
-        work.finish(point, work.model(baseline), work.model(baseline))
+        work.finish(point, work.model(baseline), teachers[point.teacher].name)
     return report(options.output, baseline)
+
+
+def wide(times):
+    """Returns a ResNet-8 with so many times the channels, untrained; probabilities."""
+    channels = tuple(times * size for size in (16, 32, 64))
+    logits = architectures.resnet8(keras, SEED, channels, channels)
+    return keras.Model(logits.inputs, keras.layers.Softmax()(logits.output))
 
 
 def points(options):
@@ -104,15 +137,21 @@ def points(options):
         "epochs": options.headline_epochs,
         "cycles": options.cycles,
         "learning_rate": options.learning_rate,
+        "optimizer": options.optimizer,
     }
     if options.distill:
-        long |= {"distill": options.distill, "temperature": options.temperature}
+        long |= {
+            "distill": options.distill,
+            "temperature": options.temperature,
+            "teacher": options.teacher,
+        }
     removal = {
         "scope": options.scope,
         "per": options.per,
         "round_to": options.round_to,
         "rounds": options.rounds,
         "round_epochs": options.round_epochs,
+        "widths": tuple(options.widths),
     }
     if "headline" in options.stages:
         yield Point("headline", options.score, ratio=HEADLINE, **removal, **long)
@@ -188,6 +227,7 @@ class Work:
                 scope=point.scope,
                 per=point.per,
                 round_to=point.round_to,
+                rules=rules_of(point, model),
             )
             small.save(path.with_suffix(".part.keras"))
             path.with_suffix(".part.keras").rename(path)
@@ -195,12 +235,11 @@ class Work:
 
     def train(self, model, point, epochs, name, teacher, seed=SEED):
         """Trains the model's weights in place, with cosine rate, shifts and flips."""
-        student = to_train(model)
-        trained = with_teacher(student, teacher) if point.distill else student
+        trained = to_train(model)
         steps = steps_per_epoch(self.images, BATCH)
         rate = learning_rate_at("cosine", point.learning_rate, 0.0, steps * epochs, steps // 2)
         trained.compile(
-            keras.optimizers.Adam(rate),
+            OPTIMIZERS[point.optimizer](rate),
             loss=soft_label_loss(point.distill, point.temperature),
             metrics=[accuracy],
             jit_compile=False,  # XLA's convolutions are half as fast on processors
@@ -213,13 +252,11 @@ class Work:
         if state.epoch < epochs:
             _convolve_in_bfloat16(self.bfloat16)
             trained.fit(
-                training_batches(
-                    self.images, BATCH, epochs, state.epoch, seed, Augment(shift=4, flip=True)
-                ),
+                self.lessons(teacher if point.distill else None, epochs, state.epoch, seed),
                 steps_per_epoch=steps,
                 epochs=epochs,
                 initial_epoch=state.epoch,
-                validation_data=evaluation_batches(self.images, "validation"),
+                validation_data=evaluation_batches(self.images, "validation").map(with_truth),
                 callbacks=[resume],
                 shuffle=False,
                 verbose=0,
@@ -227,7 +264,37 @@ class Work:
             _convolve_in_bfloat16(False)
         else:
             resume.restore(trained)
-        take_back(model, student)
+        take_back(model, trained)
+
+    def lessons(self, teacher, epochs, first, seed):
+        """Returns the batches from epoch `first` on: images, and (n, 1 + CLASSES): the class, then
+        the probabilities that the teacher of that name gives each class, or the truth.
+
+        A teacher sees `VERSIONS` epochs, which are gone through again and again.
+        """
+        if teacher is None:
+            return training_batches(self.images, BATCH, epochs, first, seed, AUGMENT).map(
+                with_truth
+            )
+        batches = training_batches(self.images, BATCH, VERSIONS, 0, seed, AUGMENT)
+        soft = tf.data.Dataset.from_tensor_slices(self.soft_labels(teacher, batches, seed))
+        pairs = tf.data.Dataset.zip(batches, soft).map(
+            lambda pair, p: (pair[0], beside(pair[1], p))
+        )
+        return pairs.repeat().skip(first % VERSIONS * steps_per_epoch(self.images, BATCH))
+
+    def soft_labels(self, teacher, batches, seed):
+        """Returns the teacher's probabilities for each batch, computed once."""
+        path = self.folder / f"{teacher}-seed{seed}.npy"
+        if not path.exists():
+            model = to_train(keras.models.load_model(self.folder / f"{teacher}.keras"))
+            steps = VERSIONS * steps_per_epoch(self.images, BATCH)
+            _convolve_in_bfloat16(self.bfloat16)
+            found = model.predict(batches, steps=steps, verbose=0)
+            _convolve_in_bfloat16(False)
+            np.save(path.with_suffix(".part.npy"), found.reshape(steps, BATCH, CLASSES))
+            path.with_suffix(".part.npy").rename(path)
+        return np.load(path)
 
     def accuracy(self, model, split):
         x, y = self.images.split(split)
@@ -239,6 +306,15 @@ def score_of(point):
     """Returns the score to ask for: costs are weighed against changes of the loss, as they are."""
     raw = point.per and point.score in ("gradient", "hessian")
     return {point.score: {"normalise": False}} if raw else point.score
+
+
+def rules_of(point, model):
+    """Returns the rules that hold each group at its width, if the point says them."""
+    groups = tfc.channel_groups(model)
+    return [
+        {"layers": group.name, "keep_at_least": width / group.size}
+        for group, width in zip(groups, point.widths, strict=bool(point.widths))
+    ]
 
 
 def _convolve_in_bfloat16(on):
@@ -295,14 +371,14 @@ def take_back(model, copy):
         variable.assign(keras.ops.convert_to_numpy(wide)[tuple(map(slice, variable.shape))])
 
 
-def with_teacher(student, teacher):
-    """Returns a model whose outputs are the student's probabilities, then the teacher's."""
-    teacher = to_train(teacher)
-    teacher.name = "teacher"
-    teacher.trainable = False
-    inputs = keras.Input(student.input_shape[1:])
-    both = keras.tree.flatten([student(inputs), teacher(inputs, training=False)])
-    return keras.Model(inputs, keras.layers.Concatenate()(both))
+def beside(y, probabilities):
+    """Returns the classes (n,) and the probabilities (n, CLASSES) as one (n, 1 + CLASSES)."""
+    return tf.concat([tf.reshape(tf.cast(y, tf.float32), (-1, 1)), probabilities], 1)
+
+
+def with_truth(x, y):
+    """Returns the images and what `lessons` gives without a teacher."""
+    return x, beside(y, tf.one_hot(y, CLASSES))
 
 
 def soft_label_loss(share, temperature):
@@ -313,18 +389,17 @@ def soft_label_loss(share, temperature):
         return keras.ops.softmax(logits / temperature)
 
     def loss(y, outputs):
-        student, teacher = outputs[:, :CLASSES], outputs[:, CLASSES:]
-        hard = keras.losses.sparse_categorical_crossentropy(y, student)
+        hard = keras.losses.sparse_categorical_crossentropy(y[:, 0], outputs)
         if not share:
             return hard
-        soft = keras.losses.kl_divergence(softened(teacher), softened(student))
+        soft = keras.losses.kl_divergence(softened(y[:, 1:]), softened(outputs))
         return (1 - share) * hard + share * temperature**2 * soft
 
     return loss
 
 
 def accuracy(y, outputs):
-    return keras.metrics.sparse_categorical_accuracy(y, outputs[:, :CLASSES])
+    return keras.metrics.sparse_categorical_accuracy(y[:, 0], outputs)
 
 
 def load_images(source, folder):
@@ -405,7 +480,7 @@ def _parse(arguments):
     add("--model", default=shared / "models" / "mlperf_tiny_resnet8.h5")
     add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/channel_pruning"))
-    stages = ("baseline", "headline", "control", "curve")
+    stages = ("baseline", "teacher", "headline", "control", "curve")
     add("--stages", nargs="+", choices=(*stages, "report"), default=stages)
     add("--scores", nargs="+", choices=SCORES, default=SCORES)
     add("--ratios", nargs="+", type=float, default=RATIOS)
@@ -424,6 +499,10 @@ def _parse(arguments):
     add("--learning-rate", type=float, default=2e-3)
     add("--distill", type=float, default=0.0, help="share of the soft labels in the loss, 0 to 1")
     add("--temperature", type=float, default=3.0)
+    add("--teacher", type=int, default=1, help="times ResNet-8's channels; 1: the baseline itself")
+    add("--teacher-epochs", type=int, default=16)
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="of headline and control")
+    add("--widths", nargs="+", type=int, default=(), help="of the headline's groups, in order")
     add("--threads", type=int, default=1)
     add("--bfloat16", action="store_true")
     return parser.parse_args(arguments)

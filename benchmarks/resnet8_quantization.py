@@ -228,8 +228,8 @@ class Bench:
         steps = min(steps_per_epoch(self.images, BATCH), options.steps or 10**9)
         trained.compile(
             keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
-            loss=channel_pruning.soft_label_loss(distill, options.temperature),
-            metrics=[channel_pruning.accuracy],
+            loss=of_both(channel_pruning.soft_label_loss(distill, options.temperature)),
+            metrics=[of_both(channel_pruning.accuracy)],
             jit_compile=False,
         )
         backup = keras.callbacks.BackupAndRestore(options.output / f"{name}.backup")
@@ -275,6 +275,18 @@ def taught(student, teacher):
     inputs = keras.Input(student.input_shape[1:])
     both = keras.tree.flatten([student(inputs), teacher(inputs, training=False)])
     return keras.Model(inputs, keras.layers.Concatenate()(both))
+
+
+def of_both(function):
+    """Returns a loss or metric of what `taught` puts out; the classes come as integers."""
+    classes = channel_pruning.CLASSES
+
+    def both(y, outputs):
+        lessons = channel_pruning.beside(y, outputs[:, classes:])
+        return function(lessons, outputs[:, :classes])
+
+    both.__name__ = function.__name__
+    return both
 
 
 def report(rows, wanted):
