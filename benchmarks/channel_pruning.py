@@ -8,7 +8,8 @@
    those of a ResNet-8 three times as wide, trained before on the same images (stage `teacher`).
    Beside it `control`: the baseline itself, trained on in exactly the same way, so that what is
    lost is lost by the removal alone. `--scope` and `--per` say how channels of different groups
-   are compared (`tfc.prune_channels`); `--widths` says itself how many of each stay.
+   are compared (`tfc.prune_channels`); `--widths` says itself how many of each stay. `--drop`
+   names layers (a regular expression) that go whole before (`tfc.drop_layers`).
 3. `curve`: each of `--scores` at each of `--ratios`, fine-tuned for `--epochs`; and the baseline
    itself (`none`), trained on in the same way.
 
@@ -72,7 +73,7 @@ class Point:
     take the place of the true ones in a share `distill` of the loss. teacher: how many times as
     wide as ResNet-8 the model is that the soft labels come from, 1 for the baseline. widths: the
     channels that stay, of each group in the order of `tfc.channel_groups`; none: as many as
-    `ratio` asks for.
+    `ratio` asks for. drop: a regular expression that names the layers that go before.
     """
 
     stage: str
@@ -91,6 +92,7 @@ class Point:
     teacher: int = 1
     optimizer: str = "adam"
     widths: tuple[int, ...] = ()
+    drop: str = ""
 
     @property
     def name(self):
@@ -152,6 +154,7 @@ def points(options):
         "rounds": options.rounds,
         "round_epochs": options.round_epochs,
         "widths": tuple(options.widths),
+        "drop": options.drop,
     }
     if "headline" in options.stages:
         yield Point("headline", options.score, ratio=HEADLINE, **removal, **long)
@@ -185,23 +188,24 @@ class Work:
         started = time.perf_counter()
         print(f"{point.name}: {point}", flush=True)
         first = dataclasses.replace(point, cycles=1)  # more cycles go on from where fewer ended
-        keep = (1 / point.ratio) ** (1 / point.rounds)
+        whole = macs(model)
+        if point.drop:
+            model = self.dropped(model, point.drop)
+        keep = (whole / point.ratio / macs(model)) ** (1 / point.rounds)
         for number in range(point.rounds if point.ratio > 1 else 0):
             last = number == point.rounds - 1
             # Each round keeps a share of the MACs of the model that it is given.
             model = self.pruned(model, point, keep, f"{first.name}-round{number}")
             if not last:
                 self.train(model, point, point.round_epochs, f"{first.name}-tuned{number}", teacher)
-        audit = tfc.audit(tfc.convert(model, scheme="float32"))
         before = self.accuracy(model, "validation")
         for cycle in range(point.cycles):
             name = f"{first.name}-cycle{cycle}"
             self.train(model, first, point.epochs, name, teacher, seed=SEED + cycle)
         row = dataclasses.asdict(point) | {
             "name": point.name,
-            "macs": audit.macs,
+            "macs": macs(model),
             "parameters": model.count_params(),
-            "bytes": audit.size_bytes,
             "pruned": before,
             "validation": self.accuracy(model, "validation"),
             "test": self.accuracy(model, "test"),
@@ -212,17 +216,30 @@ class Work:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
+    def dropped(self, model, names):
+        """Returns the model without the layers of these names, and what only they need."""
+        x, y = self.calibration()
+        return tfc.drop_layers(
+            model,
+            (x, y),
+            max_loss_increase=0.0,
+            loss="sparse_categorical_crossentropy",
+            rules=[{"layers": names, "drop": True}],
+        )
+
+    def calibration(self):
+        chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2048]
+        return self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
+
     def pruned(self, model, point, keep, name):
         """Returns the smaller model, from disk if it is there: a kill must not score it anew."""
         path = self.folder / f"{name}.keras"
         if not path.exists():
-            chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2048]
-            data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
             small = tfc.prune_channels(
                 model,
                 keep_macs=keep,
                 score=score_of(point),
-                data=data,
+                data=self.calibration(),
                 loss="sparse_categorical_crossentropy",
                 scope=point.scope,
                 per=point.per,
@@ -306,6 +323,10 @@ def score_of(point):
     """Returns the score to ask for: costs are weighed against changes of the loss, as they are."""
     raw = point.per and point.score in ("gradient", "hessian")
     return {point.score: {"normalise": False}} if raw else point.score
+
+
+def macs(model):
+    return tfc.audit(tfc.convert(model, scheme="float32")).macs
 
 
 def rules_of(point, model):
@@ -443,7 +464,8 @@ def report(folder, baseline):
 def how(row):
     """Returns the words that say in which order channels went, where it is not the plain one."""
     scope, per = row.get("scope", "global"), row.get("per")
-    return ([] if scope == "global" else [scope]) + ([f"per {per}"] if per else [])
+    words = ([] if scope == "global" else [scope]) + ([f"per {per}"] if per else [])
+    return words + (["without layers"] if row.get("drop") else [])
 
 
 def draw(rows, baseline, path):
@@ -502,6 +524,7 @@ def _parse(arguments):
     add("--teacher", type=int, default=1, help="times ResNet-8's channels; 1: the baseline itself")
     add("--teacher-epochs", type=int, default=16)
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="of headline and control")
+    add("--drop", default="", help="layers of the headline's model that go whole, by name")
     add("--widths", nargs="+", type=int, default=(), help="of the headline's groups, in order")
     add("--threads", type=int, default=1)
     add("--bfloat16", action="store_true")

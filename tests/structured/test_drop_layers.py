@@ -76,6 +76,24 @@ def test_a_residual_branch_becomes_the_identity():
     np.testing.assert_array_equal(small.predict(data, verbose=0), model.predict(data, verbose=0))
 
 
+def test_what_a_rule_drops_goes_whole_whatever_the_loss():
+    x = keras.Input((2,))
+    y = residual(residual(x, "first", 1.0), "second", 3.0)
+    model = keras.Model(x, dense("sum", 1, units=1)(y))
+    data = rows(target=16.0)  # (1 + 1) * (1 + 3) * 2: each branch costs much
+    rule = {"layers": "first.*", "drop": True}
+    small = drop_layers(model, data, 0.0, "mse", rules=[rule])
+    assert names(small) == ["second", "second_add", "sum"]
+    (drop,) = small.dropped_layers.dropped
+    assert drop.layers == ("first", "first_add")
+    assert drop.loss == pytest.approx(evaluate_loss(small, data, "mse"), rel=1e-4)
+    assert drop.loss > small.dropped_layers.limit
+    with pytest.raises(InputError, match="must name layers of one branch of an Add"):
+        drop_layers(model, data, 0.0, "mse", rules=[{**rule, "layers": "first|second"}])
+    with pytest.raises(InputError, match="drop of a rule must be True.*drop='yes'"):
+        drop_layers(model, data, 0.0, "mse", rules=[{**rule, "drop": "yes"}])
+
+
 def test_either_side_of_a_sum_may_go():
     x = keras.Input((2,))
     y = dense("shortcut", 0.0)(x) + layers.ReLU(name="relu")(dense("branch", 3.0)(x))

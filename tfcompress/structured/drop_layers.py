@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -87,13 +88,15 @@ def drop_layers(
         data: (x, y) and the other forms of `tfcompress.structured.evaluation.batches`.
         max_loss_increase: at least 0; 0.01 lets the loss grow from 0.500 to 0.505.
         loss: as `compile` takes it; None: the compiled one.
-        rules: mappings {"layers": REGEX, "skip": REASON} for layers that stay; REGEX matches the
-            whole path.
+        rules: mappings {"layers": REGEX, "skip": REASON} for layers that stay, or
+            {"layers": REGEX, "drop": True} for those that go first, whatever the loss: all that
+            match as one, with the fewest others. REGEX matches the whole path.
         batches: at most so many batches of the data are read, and kept in memory; None: all.
         batch_size: rows of a batch where `data` is arrays.
 
     Raises:
-        InputError: no branch or layer that could go; a limit below 0; data that does not fit.
+        InputError: no branch or layer that could go, or none that takes with it all that a rule
+            drops; a limit below 0; data that does not fit.
 
     Source: Elkerdawy et al. 2020, "To Filter Prune, or to Layer Prune, That Is The Question", for
     whole layers; Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow
@@ -112,7 +115,7 @@ def drop_layers(
     flat, origins = graph.flatten(model)
     paths = weights.layer_paths(model)
     search = _Search(flat, {name: paths[id(layer)] for name, layer in origins.items()})
-    kept = _skipped(search, rules)
+    kept, named = _ruled(search, rules)
     require(
         search.options({}, kept),
         f"Model '{model.name}'",
@@ -121,44 +124,89 @@ def drop_layers(
     )
     measure = _Measure(flat, search.pairs, model, loss)
     read = list(evaluation.batches(data, batch_size, batches))
-    bypasses, report = _greedy(search, kept, measure, read, max_loss_increase)
+    start = measure({}, read)
+    limit = start + max_loss_increase * abs(start)
+    bypasses, dropped = _named(search, kept, named, measure, read)
+    bypasses, further, rest = _greedy(search, kept, bypasses, measure, read, limit)
+    report = DroppedLayers(start, limit, dropped + further, rest)
     small = _without(flat, bypasses, search.live(bypasses))
     small.dropped_layers = report
     return small
 
 
-def _skipped(search: "_Search", given: Sequence[Mapping[str, Any]]) -> set[str]:
+def _ruled(
+    search: "_Search", given: Sequence[Mapping[str, Any]]
+) -> tuple[set[str], list[set[str]]]:
+    """Returns the paths that stay, and for each rule that drops those that go."""
     places = [rules.Place(layer.path, layer.path) for layer in search.layers.values()]
-    resolved = rules.resolve(given, places, [], kind="layer")
-    return {path for path, rule in resolved.items() if rule}
+    resolved = rules.resolve(given, places, ["drop"], kind="layer")
+    kept = {path for path, rule in resolved.items() if "skip" in rule}
+    named = []
+    for rule in given:
+        if "drop" in rule:
+            drop = rule["drop"]
+            require(drop is True, "drop of a rule", "must be True, or left out", drop=drop)
+            pattern = re.compile(rule["layers"])
+            named.append({p for p, r in resolved.items() if "drop" in r and pattern.fullmatch(p)})
+    return kept, named
+
+
+def _named(
+    search: "_Search",
+    kept: Collection[str],
+    named: Sequence[Collection[str]],
+    measure: "_Measure",
+    read: Sequence[evaluation.Batch],
+) -> tuple[Bypasses, tuple[Drop, ...]]:
+    """Drops, for each set of paths, what takes all of it along and the fewest others."""
+    bypasses: Bypasses = {}
+    dropped: list[Drop] = []
+    for paths in named:
+        able = [
+            option
+            for option in search.options(bypasses, kept)
+            if set(paths) <= {layer.path for layer in option.gone}
+        ]
+        require(
+            able,
+            "A rule of drop_layers that drops",
+            "must name layers of one branch of an Add, or one shape-preserving layer with a kernel",
+            layers=sorted(paths),
+        )
+        option = min(able, key=lambda option: len(option.gone))
+        bypasses = option.after(bypasses)
+        dropped.append(option.measured(_loss(measure, bypasses, read)))
+    return bypasses, tuple(dropped)
 
 
 def _greedy(
     search: "_Search",
     kept: Collection[str],
+    bypasses: Bypasses,
     measure: "_Measure",
     read: Sequence[evaluation.Batch],
-    max_loss_increase: float,
-) -> tuple[Bypasses, DroppedLayers]:
-    start = measure({}, read)
-    limit = start + max_loss_increase * abs(start)
-    bypasses: Bypasses = {}
+    limit: float,
+) -> tuple[Bypasses, tuple[Drop, ...], tuple[Drop, ...]]:
+    """Returns the bypasses with those that the limit allows, what they drop, and what is next."""
     dropped: list[Drop] = []
     while True:
         measured = []
         for option in search.options(bypasses, kept):
-            try:
-                loss = measure(option.after(bypasses), read)
-            except InputError:  # not finite: the model read this data without it at first
-                loss = math.inf
+            loss = _loss(measure, option.after(bypasses), read)
             measured.append((option, option.measured(loss)))
         measured.sort(key=lambda pair: (pair[1].loss, -pair[1].parameters))
         if not measured or measured[0][1].loss > limit:
-            rest = tuple(drop for _, drop in measured)
-            return bypasses, DroppedLayers(start, limit, tuple(dropped), rest)
+            return bypasses, tuple(dropped), tuple(drop for _, drop in measured)
         option, drop = measured[0]
         bypasses = option.after(bypasses)
         dropped.append(drop)
+
+
+def _loss(measure: "_Measure", bypasses: Bypasses, read: Sequence[evaluation.Batch]) -> float:
+    try:
+        return measure(bypasses, read)
+    except InputError:  # not finite: the model read this data without it at first
+        return math.inf
 
 
 def _pairs(flat: keras.Model) -> list[Pair]:
