@@ -190,7 +190,7 @@ class Work:
         first = dataclasses.replace(point, cycles=1)  # more cycles go on from where fewer ended
         whole = macs(model)
         if point.drop:
-            model = self.dropped(model, point.drop)
+            model = without_layers(model, self.calibration(), point.drop)
         keep = (whole / point.ratio / macs(model)) ** (1 / point.rounds)
         for number in range(point.rounds if point.ratio > 1 else 0):
             last = number == point.rounds - 1
@@ -215,17 +215,6 @@ class Work:
         with open(self.results, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-
-    def dropped(self, model, names):
-        """Returns the model without the layers of these names, and what only they need."""
-        x, y = self.calibration()
-        return tfc.drop_layers(
-            model,
-            (x, y),
-            max_loss_increase=0.0,
-            loss="sparse_categorical_crossentropy",
-            rules=[{"layers": names, "drop": True}],
-        )
 
     def calibration(self):
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2048]
@@ -323,6 +312,17 @@ def score_of(point):
     """Returns the score to ask for: costs are weighed against changes of the loss, as they are."""
     raw = point.per and point.score in ("gradient", "hessian")
     return {point.score: {"normalise": False}} if raw else point.score
+
+
+def without_layers(model, data, names):
+    """Returns the model without the layers of these names, and what only they need."""
+    return tfc.drop_layers(
+        model,
+        data,
+        max_loss_increase=None,
+        loss="sparse_categorical_crossentropy",
+        rules=[{"layers": names, "drop": True}],
+    )
 
 
 def macs(model):

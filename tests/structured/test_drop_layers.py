@@ -82,7 +82,7 @@ def test_what_a_rule_drops_goes_whole_whatever_the_loss():
     model = keras.Model(x, dense("sum", 1, units=1)(y))
     data = rows(target=16.0)  # (1 + 1) * (1 + 3) * 2: each branch costs much
     rule = {"layers": "first.*", "drop": True}
-    small = drop_layers(model, data, 0.0, "mse", rules=[rule])
+    small = drop_layers(model, data, None, "mse", rules=[rule])
     assert names(small) == ["second", "second_add", "sum"]
     (drop,) = small.dropped_layers.dropped
     assert drop.layers == ("first", "first_add")

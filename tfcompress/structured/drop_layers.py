@@ -55,7 +55,7 @@ class DroppedLayers:
 def drop_layers(
     model: keras.Model,
     data: Any,
-    max_loss_increase: float = 0.01,
+    max_loss_increase: float | None = 0.01,
     loss: Any = None,
     *,
     rules: Sequence[Mapping[str, Any]] = (),
@@ -86,7 +86,8 @@ def drop_layers(
 
     Args:
         data: (x, y) and the other forms of `tfcompress.structured.evaluation.batches`.
-        max_loss_increase: at least 0; 0.01 lets the loss grow from 0.500 to 0.505.
+        max_loss_increase: at least 0; 0.01 lets the loss grow from 0.500 to 0.505. None: nothing
+            goes but what rules drop.
         loss: as `compile` takes it; None: the compiled one.
         rules: mappings {"layers": REGEX, "skip": REASON} for layers that stay, or
             {"layers": REGEX, "drop": True} for those that go first, whatever the loss: all that
@@ -105,9 +106,9 @@ def drop_layers(
         small = tfc.drop_layers(model, (x_train, y_train), max_loss_increase=0.05)
         print(small.dropped_layers)
     """
-    is_number = isinstance(max_loss_increase, int | float) and math.isfinite(max_loss_increase)
+    most = 0.0 if max_loss_increase is None else max_loss_increase
     require(
-        is_number and max_loss_increase >= 0,
+        isinstance(most, int | float) and math.isfinite(most) and most >= 0,
         "max_loss_increase of drop_layers",
         "must be a number of at least 0",
         max_loss_increase=max_loss_increase,
@@ -125,10 +126,13 @@ def drop_layers(
     measure = _Measure(flat, search.pairs, model, loss)
     read = list(evaluation.batches(data, batch_size, batches))
     start = measure({}, read)
-    limit = start + max_loss_increase * abs(start)
+    limit = start + most * abs(start)
     bypasses, dropped = _named(search, kept, named, measure, read)
-    bypasses, further, rest = _greedy(search, kept, bypasses, measure, read, limit)
-    report = DroppedLayers(start, limit, dropped + further, rest)
+    rest: tuple[Drop, ...] = ()
+    if max_loss_increase is not None:
+        bypasses, further, rest = _greedy(search, kept, bypasses, measure, read, limit)
+        dropped += further
+    report = DroppedLayers(start, limit, dropped, rest)
     small = _without(flat, bypasses, search.live(bypasses))
     small.dropped_layers = report
     return small
