@@ -39,6 +39,7 @@ import keras
 import matplotlib
 import numpy as np
 import resnet8_int8
+import resnet8_training
 import tensorflow as tf
 
 import tfcompress as tfc
@@ -52,7 +53,7 @@ SCORES = ("magnitude", "gradient", "bn_scale", "geometric_median", "hessian", "r
 RATIOS = (1.3, 1.6, 2.1, 3.0, 4.0)
 HEADLINE = 2.1
 MOST_POINTS_LOST = 0.6
-CLASSES = 10
+
 BATCH = 128
 SEED = 0
 AUGMENT = Augment(shift=4, flip=True)
@@ -241,13 +242,13 @@ class Work:
 
     def train(self, model, point, epochs, name, teacher, seed=SEED):
         """Trains the model's weights in place, with cosine rate, shifts and flips."""
-        trained = to_train(model)
+        trained = resnet8_training.to_train(model)
         steps = steps_per_epoch(self.images, BATCH)
         rate = learning_rate_at("cosine", point.learning_rate, 0.0, steps * epochs, steps // 2)
         trained.compile(
             OPTIMIZERS[point.optimizer](rate),
-            loss=soft_label_loss(point.distill, point.temperature),
-            metrics=[accuracy],
+            loss=resnet8_training.soft_label_loss(point.distill, point.temperature),
+            metrics=[resnet8_training.accuracy],
             jit_compile=False,  # XLA's convolutions are half as fast on processors
         )
         trained.optimizer.build(trained.trainable_variables)
@@ -256,23 +257,25 @@ class Work:
         state = State.read(path, fingerprint) or State(fingerprint, 0, {}, 0.0, [], [])
         resume = Resume(state, path, name, epochs, lambda line: print(line, flush=True))
         if state.epoch < epochs:
-            _convolve_in_bfloat16(self.bfloat16)
+            resnet8_training.convolve_in_bfloat16(self.bfloat16)
             trained.fit(
-                self.lessons(teacher if point.distill else None, epochs, state.epoch, seed),
+                self.taught_batches(teacher if point.distill else None, epochs, state.epoch, seed),
                 steps_per_epoch=steps,
                 epochs=epochs,
                 initial_epoch=state.epoch,
-                validation_data=evaluation_batches(self.images, "validation").map(with_truth),
+                validation_data=evaluation_batches(self.images, "validation").map(
+                    resnet8_training.with_truth
+                ),
                 callbacks=[resume],
                 shuffle=False,
                 verbose=0,
             )
-            _convolve_in_bfloat16(False)
+            resnet8_training.convolve_in_bfloat16(False)
         else:
             resume.restore(trained)
-        take_back(model, trained)
+        resnet8_training.take_back(model, trained)
 
-    def lessons(self, teacher, epochs, first, seed):
+    def taught_batches(self, teacher, epochs, first, seed):
         """Returns the batches from epoch `first` on: images, and (n, 1 + CLASSES): the class, then
         the probabilities that the teacher of that name gives each class, or the truth.
 
@@ -280,12 +283,12 @@ class Work:
         """
         if teacher is None:
             return training_batches(self.images, BATCH, epochs, first, seed, AUGMENT).map(
-                with_truth
+                resnet8_training.with_truth
             )
         batches = training_batches(self.images, BATCH, VERSIONS, 0, seed, AUGMENT)
         soft = tf.data.Dataset.from_tensor_slices(self.soft_labels(teacher, batches, seed))
         pairs = tf.data.Dataset.zip(batches, soft).map(
-            lambda pair, p: (pair[0], beside(pair[1], p))
+            lambda pair, p: (pair[0], resnet8_training.beside(pair[1], p))
         )
         return pairs.repeat().skip(first % VERSIONS * steps_per_epoch(self.images, BATCH))
 
@@ -293,12 +296,16 @@ class Work:
         """Returns the teacher's probabilities for each batch, computed once."""
         path = self.folder / f"{teacher}-seed{seed}.npy"
         if not path.exists():
-            model = to_train(keras.models.load_model(self.folder / f"{teacher}.keras"))
+            model = resnet8_training.to_train(
+                keras.models.load_model(self.folder / f"{teacher}.keras")
+            )
             steps = VERSIONS * steps_per_epoch(self.images, BATCH)
-            _convolve_in_bfloat16(self.bfloat16)
+            resnet8_training.convolve_in_bfloat16(self.bfloat16)
             found = model.predict(batches, steps=steps, verbose=0)
-            _convolve_in_bfloat16(False)
-            np.save(path.with_suffix(".part.npy"), found.reshape(steps, BATCH, CLASSES))
+            resnet8_training.convolve_in_bfloat16(False)
+            np.save(
+                path.with_suffix(".part.npy"), found.reshape(steps, BATCH, resnet8_training.CLASSES)
+            )
             path.with_suffix(".part.npy").rename(path)
         return np.load(path)
 
@@ -336,91 +343,6 @@ def rules_of(point, model):
         {"layers": group.name, "keep_at_least": width / group.size}
         for group, width in zip(groups, point.widths, strict=bool(point.widths))
     ]
-
-
-def _convolve_in_bfloat16(on):
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
-
-
-class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """The same function by TensorFlow's fused kernel, in training about three times as fast."""
-
-    def call(self, x, training=None, mask=None):
-        train = bool(training) and self.trainable
-        kept = (tf.constant([]),) * 2 if train else (self.moving_mean, self.moving_variance)
-        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=tf.convert_to_tensor(self.gamma),
-            offset=tf.convert_to_tensor(self.beta),
-            mean=tf.convert_to_tensor(kept[0]),
-            variance=tf.convert_to_tensor(kept[1]),
-            epsilon=self.epsilon,
-            is_training=train,
-        )
-        if train:
-            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(moving * self.momentum + new * (1 - self.momentum))
-        return y
-
-
-def to_train(model):
-    """Returns a copy that trains faster, whose weights `take_back` brings back.
-
-    Its channels are padded with zeros to multiples of 16, which processors' convolutions are made
-    for. Such a channel stays zero by itself: where kernels, gamma and beta are zero, so are all
-    gradients.
-    """
-
-    def clone(layer):
-        kind, config = type(layer), layer.get_config()
-        if kind is keras.layers.BatchNormalization:
-            kind = FusedBatchNormalization
-        if "filters" in config:
-            config["filters"] = -(-config["filters"] // 16) * 16
-        return kind.from_config(config)
-
-    copy = keras.models.clone_model(model, clone_function=clone)
-    for wide, variable in zip(copy.weights, model.weights, strict=True):
-        w = keras.ops.convert_to_numpy(variable)
-        wide.assign(np.pad(w, [(0, n - m) for n, m in zip(wide.shape, w.shape, strict=True)]))
-    return copy
-
-
-def take_back(model, copy):
-    """Gives the model the weights of its copy `to_train`."""
-    for variable, wide in zip(model.weights, copy.weights, strict=True):
-        variable.assign(keras.ops.convert_to_numpy(wide)[tuple(map(slice, variable.shape))])
-
-
-def beside(y, probabilities):
-    """Returns the classes (n,) and the probabilities (n, CLASSES) as one (n, 1 + CLASSES)."""
-    return tf.concat([tf.reshape(tf.cast(y, tf.float32), (-1, 1)), probabilities], 1)
-
-
-def with_truth(x, y):
-    """Returns the images and what `lessons` gives without a teacher."""
-    return x, beside(y, tf.one_hot(y, CLASSES))
-
-
-def soft_label_loss(share, temperature):
-    """Returns (1 - share) * cross-entropy + share * T^2 * KL(teacher || student) at T (Hinton)."""
-
-    def softened(probabilities):
-        logits = keras.ops.log(keras.ops.clip(probabilities, 1e-7, 1.0))
-        return keras.ops.softmax(logits / temperature)
-
-    def loss(y, outputs):
-        hard = keras.losses.sparse_categorical_crossentropy(y[:, 0], outputs)
-        if not share:
-            return hard
-        soft = keras.losses.kl_divergence(softened(y[:, 1:]), softened(outputs))
-        return (1 - share) * hard + share * temperature**2 * soft
-
-    return loss
-
-
-def accuracy(y, outputs):
-    return keras.metrics.sparse_categorical_accuracy(y[:, 0], outputs)
 
 
 def load_images(source, folder):

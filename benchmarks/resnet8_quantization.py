@@ -33,6 +33,7 @@ import time
 import channel_pruning
 import keras
 import numpy as np
+import resnet8_training
 import tensorflow as tf
 
 import tfcompress as tfc
@@ -228,12 +229,12 @@ class Bench:
         steps = min(steps_per_epoch(self.images, BATCH), options.steps or 10**9)
         trained.compile(
             keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
-            loss=of_both(channel_pruning.soft_label_loss(distill, options.temperature)),
-            metrics=[of_both(channel_pruning.accuracy)],
+            loss=of_both(resnet8_training.soft_label_loss(distill, options.temperature)),
+            metrics=[of_both(resnet8_training.accuracy)],
             jit_compile=False,
         )
         backup = keras.callbacks.BackupAndRestore(options.output / f"{name}.backup")
-        channel_pruning._convolve_in_bfloat16(options.bfloat16)
+        resnet8_training.convolve_in_bfloat16(options.bfloat16)
         trained.fit(
             training_batches(self.images, BATCH, epochs, 0, SEED, Augment(shift=4, flip=True)),
             steps_per_epoch=steps,
@@ -241,7 +242,7 @@ class Bench:
             callbacks=[*callbacks, backup, _Tell(name)],
             verbose=0,
         )
-        channel_pruning._convolve_in_bfloat16(False)
+        resnet8_training.convolve_in_bfloat16(False)
         model.save(options.output / f"{name}.keras")
 
     def accuracies(self, content):
@@ -279,11 +280,11 @@ def taught(student, teacher):
 
 def of_both(function):
     """Returns a loss or metric of what `taught` puts out; the classes come as integers."""
-    classes = channel_pruning.CLASSES
+    classes = resnet8_training.CLASSES
 
     def both(y, outputs):
-        lessons = channel_pruning.beside(y, outputs[:, classes:])
-        return function(lessons, outputs[:, :classes])
+        given = resnet8_training.beside(y, outputs[:, classes:])
+        return function(given, outputs[:, :classes])
 
     both.__name__ = function.__name__
     return both
