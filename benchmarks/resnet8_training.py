@@ -13,7 +13,7 @@ def beside(y, probabilities):
 
 
 def with_truth(x, y):
-    """Returns the images and what `lessons` gives without a teacher."""
+    """Returns the images, and the classes beside the truth, which takes a teacher's place."""
     return x, beside(y, tf.one_hot(y, CLASSES))
 
 

@@ -152,7 +152,7 @@ class DropLayers(Stage):
 
     word: ClassVar[str] = "drop_layers"
 
-    max_loss_increase: Positive = 0.01
+    max_loss_increase: Positive | None = 0.01
     rules: list[dict[str, Any]] = []
 
 

@@ -152,7 +152,7 @@ def _ruled(
             require(drop is True, "drop of a rule", "must be True, or left out", drop=drop)
             pattern = re.compile(rule["layers"])
             named.append({p for p, r in resolved.items() if "drop" in r and pattern.fullmatch(p)})
-    return kept, named
+    return kept, [paths for paths in named if paths]  # none where later rules hold for them
 
 
 def _named(
