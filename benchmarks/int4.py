@@ -18,6 +18,9 @@ of the simulation.
 In these files the 1x1 convolutions over maps of up to 1,024 places are FULLY_CONNECTED operators
 with INT4 kernels; the others, the first convolution and the depthwise ones have 8-bit kernels.
 
+XNNPACK has int8 kernels for AMX, in the newest servers, but none for 4-bit weights: `--no-amx`
+keeps it from them.
+
 Exits with 1 if an int4 file has more than 0.58 of the int8 file's bytes, or less than 0.93 of its
 speed, or an operator whose codes are more than one step apart.
 """
@@ -28,6 +31,7 @@ import pathlib
 
 import keras
 import numpy as np
+from channel_speed import refuse_amx
 
 import tfcompress as tfc
 from tfcompress import tflite
@@ -43,6 +47,8 @@ MOST_BYTES, LEAST_SPEED = 0.58, 0.93
 
 def main(arguments=None):
     options = _parse(arguments)
+    if options.no_amx:
+        refuse_amx()
     keras.utils.set_random_seed(options.seed)
     rows = [measure(network, options) for network in options.networks]
     if options.json:
@@ -175,6 +181,7 @@ def _parse(arguments):
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--qat", action="store_true", help="train with 4-bit weights first")
+    parser.add_argument("--no-amx", action="store_true", help="see channel_speed.py")
     parser.add_argument("--json", type=pathlib.Path, help="where to write the figures")
     return parser.parse_args(arguments)
 
