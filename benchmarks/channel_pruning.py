@@ -53,7 +53,6 @@ SCORES = ("magnitude", "gradient", "bn_scale", "geometric_median", "hessian", "r
 RATIOS = (1.3, 1.6, 2.1, 3.0, 4.0)
 HEADLINE = 2.1
 MOST_POINTS_LOST = 0.6
-
 BATCH = 128
 SEED = 0
 AUGMENT = Augment(shift=4, flip=True)
@@ -70,11 +69,11 @@ class Point:
     """One row of the result: how a model is pruned and fine-tuned.
 
     ratio: MACs of the baseline / MACs to keep. epochs: of each of `cycles`, in which the learning
-    rate falls to zero. temperature: of the teacher's soft labels, which
-    take the place of the true ones in a share `distill` of the loss. teacher: how many times as
-    wide as ResNet-8 the model is that the soft labels come from, 1 for the baseline. widths: the
-    channels that stay, of each group in the order of `tfc.channel_groups`; none: as many as
-    `ratio` asks for. drop: a regular expression that names the layers that go before.
+    rate falls to zero. temperature: of the teacher's soft labels, which take the place of the true
+    ones in a share `distill` of the loss. teacher: how many times as wide as ResNet-8 the model is
+    that they come from, 1 for the baseline. widths: the channels that stay, of each group in the
+    order of `tfc.channel_groups`; none: as many as `ratio` asks for. drop: a regular expression
+    that names the layers that go before.
     """
 
     stage: str
@@ -189,10 +188,12 @@ class Work:
         started = time.perf_counter()
         print(f"{point.name}: {point}", flush=True)
         first = dataclasses.replace(point, cycles=1)  # more cycles go on from where fewer ended
-        whole = macs(model)
+        keep = 1 / point.ratio
         if point.drop:
+            whole = macs(model)
             model = without_layers(model, self.calibration(), point.drop)
-        keep = (whole / point.ratio / macs(model)) ** (1 / point.rounds)
+            keep *= whole / macs(model)
+        keep **= 1 / point.rounds
         for number in range(point.rounds if point.ratio > 1 else 0):
             last = number == point.rounds - 1
             # Each round keeps a share of the MACs of the model that it is given.

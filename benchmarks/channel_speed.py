@@ -68,10 +68,11 @@ def measure(network, options):
     if network == "resnet8" and options.drop:
         labels = np.random.default_rng(0).integers(0, 10, len(samples))
         base = without_layers(model, (samples, labels), options.drop)
+    keep = macs(model) / RATIO / macs(base)
     for scheme in SCHEMES:
         pruned = tfc.prune_channels(
             base,
-            keep_macs=macs(model) / RATIO / macs(base),
+            keep_macs=keep,
             score=options.score,
             per=options.per,
             round_to=options.round_to,

@@ -38,7 +38,7 @@ import tensorflow as tf
 
 import tfcompress as tfc
 from tfcompress import tflite
-from tfcompress.data.batches import Augment, steps_per_epoch, training_batches
+from tfcompress.data.batches import steps_per_epoch, training_batches
 from tfcompress.recipe.optimizer import learning_rate_at
 
 # Points that a row may lose against float32; None: it is there to be compared with.
@@ -236,7 +236,7 @@ class Bench:
         backup = keras.callbacks.BackupAndRestore(options.output / f"{name}.backup")
         resnet8_training.convolve_in_bfloat16(options.bfloat16)
         trained.fit(
-            training_batches(self.images, BATCH, epochs, 0, SEED, Augment(shift=4, flip=True)),
+            training_batches(self.images, BATCH, epochs, 0, SEED, channel_pruning.AUGMENT),
             steps_per_epoch=steps,
             epochs=epochs,
             callbacks=[*callbacks, backup, _Tell(name)],

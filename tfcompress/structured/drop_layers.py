@@ -158,7 +158,7 @@ def _ruled(
 def _named(
     search: "_Search",
     kept: Collection[str],
-    named: Sequence[Collection[str]],
+    named: Sequence[set[str]],
     measure: "_Measure",
     read: Sequence[evaluation.Batch],
 ) -> tuple[Bypasses, tuple[Drop, ...]]:
@@ -169,7 +169,7 @@ def _named(
         able = [
             option
             for option in search.options(bypasses, kept)
-            if set(paths) <= {layer.path for layer in option.gone}
+            if paths <= {layer.path for layer in option.gone}
         ]
         require(
             able,

@@ -4,7 +4,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.errors import InputError
 from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite.operators import KERNELS
+from tfcompress.tflite.operators import KERNELS, Places
 
 _LIMIT = 256.0
 
@@ -19,12 +19,12 @@ def check_ratios(model: schema.ModelT) -> None:
         for number, operator in enumerate(graph.operators or []):
             kind = fb.operator_name(model, operator)
             if kind in KERNELS:
-                _check(graph, operator, f"Operator {number} {kind}", KERNELS[kind].data)
+                _check(graph, operator, f"Operator {number} {kind}", KERNELS[kind])
 
 
-def _check(graph: schema.SubGraphT, operator: schema.OperatorT, owner: str, data: int) -> None:
-    places = (operator.inputs[data], operator.inputs[1], operator.outputs[0])
-    x, kernel, y = (graph.tensors[int(place)] for place in places)
+def _check(graph: schema.SubGraphT, operator: schema.OperatorT, owner: str, at: Places) -> None:
+    tensors = (operator.inputs[at.data], operator.inputs[at.kernel], operator.outputs[0])
+    x, kernel, y = (graph.tensors[int(number)] for number in tensors)
     scales = [fb.scales(tensor) for tensor in (x, kernel, y)]
     if fb.type_name(y) != "INT8" or not all(len(scale) for scale in scales):
         return

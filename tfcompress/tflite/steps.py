@@ -132,13 +132,14 @@ def real(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
     values, q = fb.data(model, tensor), tensor.quantization
     if values is None or tensor.sparsity is not None or (q is not None and q.details is not None):
         return None
-    if fb.is_float(tensor) or q is None or q.scale is None or len(q.scale) == 0:
+    scales = fb.scales(tensor)
+    if fb.is_float(tensor) or len(scales) == 0:
         return values.astype(np.float32)
     shape = [1] * values.ndim
-    if len(q.scale) > 1:
+    if len(scales) > 1:
         shape[q.quantizedDimension] = -1
     zero_point = 0 if q.zeroPoint is None else np.reshape(q.zeroPoint, shape)
-    return ((values - zero_point) * np.reshape(q.scale, shape)).astype(np.float32)
+    return ((values - zero_point) * np.reshape(scales, shape)).astype(np.float32)
 
 
 class _Tensors:
