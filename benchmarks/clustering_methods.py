@@ -29,7 +29,7 @@ import numpy as np
 
 MODELS = ("resnet8", "mobilenetv2", "large")
 VIEWS = ("scalar", "blocks", "levels")
-LARGE = 25_000_000
+SIDE = 5000  # inputs and outputs of the large kernel
 BLOCK = (1, 4)
 
 
@@ -38,7 +38,7 @@ def kernels(model, resnet8):
     if model == "large":
         from kmeans import make_kernel
 
-        return [make_kernel(LARGE)]
+        return [make_kernel(SIDE * SIDE).reshape(SIDE, SIDE)]
     import keras
 
     from tfcompress import models, weights

@@ -141,13 +141,18 @@ def test_fewer_distinct_blocks_than_clusters_are_exact():
     np.testing.assert_array_equal(codebook.decode(), blocks)
 
 
-def test_mini_batches_serve_many_blocks(monkeypatch):
-    monkeypatch.setattr("tfcompress.clustering.kmeans._FULL_BATCH", 1000)
-    blocks = np.random.default_rng(0).normal(size=(20_000, 2)).astype(np.float32)
-    one, again = KMeans(16).fit(blocks), KMeans(16).fit(blocks)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sample_serves_many_blocks(monkeypatch, weighted):
+    monkeypatch.setattr("tfcompress.clustering.kmeans._SAMPLE", 10_000)
+    generator = np.random.default_rng(0)
+    blocks = generator.normal(size=(40_000, 2)).astype(np.float32)
+    weight = generator.exponential(size=40_000) if weighted else None
+    one, again = KMeans(16).fit(blocks, weight), KMeans(16).fit(blocks, weight)
     np.testing.assert_array_equal(one.indices, again.indices)
-    full = cluster.KMeans(16, n_init=1, random_state=0).fit(blocks).inertia_
-    assert one.sse(blocks) < 1.15 * full
+    # Nothing is left to gain from there with all blocks in sight, and not much from elsewhere.
+    for init, share in ((one.centroids, 1.02), ("k-means++", 1.1)):
+        theirs = cluster.KMeans(16, init=init, n_init=1, random_state=0).fit(blocks, None, weight)
+        assert one.sse(blocks, weight) < share * theirs.inertia_
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import numpy as np
 from tfcompress.clustering import METHODS, arrays, choose, landmarks, scalar
 from tfcompress.clustering.codebook import Codebook
 
-# Above this many blocks Lloyd sees a mini-batch at a time.
-_FULL_BATCH = 100_000
-_BATCH = 16_384
+# Of more blocks k-means++ and Lloyd see so many, or so many for each cluster; then one of Lloyd's
+# steps goes through all. A sample of n misses the optimum by a share of k d / n of the error.
+_SAMPLE = 1 << 18
+_SAMPLES_PER_CLUSTER = 32
 
 
 @METHODS.register("kmeans")
@@ -21,7 +22,7 @@ class KMeans:
     The means minimise the sum of squared errors (SSE). For scalars (d = 1) this is the optimum:
     exactly up to 65,536 distinct values and 1,024 clusters, above that to a small fraction of
     0.1 %; the centroids ascend, and `seed` plays no part. For blocks (d > 1) it is a local
-    optimum: k-means++ and Lloyd, on mini-batches above 100,000 blocks. Where there are fewer
+    optimum: k-means++ and Lloyd, which see a sample where there are more than 262,144. With fewer
     distinct blocks than `clusters`, each is a centroid and nothing is lost.
 
     `clusters`: in [2, 65536], or "auto": 2 to 64 by `criterion` ("knee", "silhouette" or "bic", see
@@ -66,21 +67,25 @@ class KMeans:
         import threadpoolctl
 
         before = arrays.centroids_of(start, clusters, blocks.shape[1], "KMeans")
+        few = max(_SAMPLE, _SAMPLES_PER_CLUSTER * clusters)
+        sampled = len(blocks) > few
+        seen, masses = blocks, sample_weight
+        if sampled:
+            seen, masses = blocks[landmarks.drawn(len(blocks), masses, few, self.seed)], None
         with threadpoolctl.threadpool_limits(limits=1):
-            estimator = self._estimator(len(blocks), clusters, before)
-            labels = estimator.fit(blocks, None, sample_weight).labels_
-        return arrays.codebook(blocks, labels, sample_weight)
+            estimator = self._estimator(clusters, before)
+            arrays.quiet(estimator.fit, seen, None, masses)
+        if sampled:
+            return arrays.lloyd(blocks, sample_weight, estimator.cluster_centers_, 1)
+        return arrays.codebook(blocks, estimator.labels_, sample_weight)
 
-    def _estimator(self, count: int, clusters: int, before: np.ndarray | None) -> Any:
+    def _estimator(self, clusters: int, before: np.ndarray | None) -> Any:
         from sklearn import cluster
 
-        arguments: dict[str, Any] = {
-            "n_clusters": clusters,
-            "init": "k-means++" if before is None else before,
-            "n_init": 1,
-            "max_iter": self.max_iterations,
-            "random_state": self.seed,
-        }
-        if count > _FULL_BATCH:
-            return cluster.MiniBatchKMeans(batch_size=_BATCH, **arguments)
-        return cluster.KMeans(**arguments)
+        return cluster.KMeans(
+            clusters,
+            init="k-means++" if before is None else before,
+            n_init=1,
+            max_iter=self.max_iterations,
+            random_state=self.seed,
+        )

@@ -101,7 +101,7 @@ class Landmarks:
         if self.points.shape[1] == 1:
             order = np.argsort(self.points[:, 0])
             return self.points[order[_even_steps(self.masses[order], most, 0.5)]]
-        return self.blocks[_drawn(count, self.weight, most, seed)].astype(np.float64)
+        return self.blocks[drawn(count, self.weight, most, seed)].astype(np.float64)
 
     def labels_near(self, start: Codebook | None, owner: str) -> np.ndarray | None:
         """Returns the number of the nearest centroid of `start` for each landmark."""
@@ -160,7 +160,7 @@ def _representatives(
     sample = present
     if len(present) > few:
         masses = None if weight is None else weight[weight > 0]
-        sample = present[_drawn(len(present), masses, few, seed)]
+        sample = present[drawn(len(present), masses, few, seed)]
     distinct = np.unique(sample, axis=0)
     if len(distinct) <= most and len(sample) < len(present):
         distinct = np.unique(present, axis=0)  # the rare ones too
@@ -176,7 +176,7 @@ def _representatives(
         return arrays.quiet(estimator.fit, sample).cluster_centers_
 
 
-def _drawn(count: int, weight: np.ndarray | None, most: int, seed: int) -> np.ndarray:
+def drawn(count: int, weight: np.ndarray | None, most: int, seed: int) -> np.ndarray:
     """Returns `most` numbers of blocks, drawn at even steps of the weight in a random order."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(count)
