@@ -5,7 +5,8 @@
 1. `baseline`: the trained model, fine-tuned on the JPEG training images until it no longer gains.
 2. `headline`: the baseline with 2.1x fewer multiply-accumulates, fine-tuned, for `--score`; with
    `--distill` the soft labels of a teacher teach it as well: the baseline's, or with `--teacher 3`
-   those of a ResNet-8 three times as wide, trained before on the same images (stage `teacher`).
+   those of a ResNet-8 three times as wide, trained before on the same images;
+   of several teachers the mean counts. With `--mixup` the images are mixed in pairs.
    Beside it `control`: the baseline itself, trained on in exactly the same way, so that what is
    lost is lost by the removal alone. `--scope` and `--per` say how channels of different groups
    are compared (`tfc.prune_channels`); `--widths` says itself how many of each stay. `--drop`
@@ -35,8 +36,8 @@ import tempfile
 import time
 
 import architectures
+import channel_pruning_report
 import keras
-import matplotlib
 import numpy as np
 import resnet8_int8
 import resnet8_training
@@ -70,10 +71,11 @@ class Point:
 
     ratio: MACs of the baseline / MACs to keep. epochs: of each of `cycles`, in which the learning
     rate falls to zero. temperature: of the teacher's soft labels, which take the place of the true
-    ones in a share `distill` of the loss. teacher: how many times as wide as ResNet-8 the model is
-    that they come from, 1 for the baseline. widths: the channels that stay, of each group in the
-    order of `tfc.channel_groups`; none: as many as `ratio` asks for. drop: a regular expression
-    that names the layers that go before.
+    ones in a share `distill` of the loss. mixup: whether each image is mixed with another of its
+    batch, which needs soft labels alone. teacher: how many times as wide as ResNet-8 the models
+    are that they come from, 1 for the baseline. widths: the channels that stay, of each group in
+    the order of `tfc.channel_groups`; none: as many as `ratio` asks for. drop: a regular
+    expression that names the layers that go before.
     """
 
     stage: str
@@ -89,7 +91,8 @@ class Point:
     learning_rate: float = 1e-3
     distill: float = 0.0
     temperature: float = 1.0
-    teacher: int = 1
+    teacher: tuple[int, ...] = (1,)
+    mixup: bool = False
     optimizer: str = "adam"
     widths: tuple[int, ...] = ()
     drop: str = ""
@@ -112,18 +115,20 @@ def main(arguments=None):
     if "baseline" in options.stages:
         work.finish(baseline, tfc.models.load(options.model))
     teachers = {1: baseline}
-    if "teacher" in options.stages or options.teacher > 1:
-        teachers[options.teacher] = teacher = Point(
+    for times in set(options.teacher) - {1}:
+        teachers[times] = Point(
             "teacher",
             epochs=options.teacher_epochs,
             learning_rate=0.1,
-            teacher=options.teacher,
+            teacher=(times,),
             optimizer="sgd",
         )
-        work.finish(teacher, wide(options.teacher))
+        work.finish(teachers[times], wide(times))
     for point in points(options):
-        work.finish(point, work.model(baseline), teachers[point.teacher].name)
-    return report(options.output, baseline)
+        names = [teachers[times].name for times in point.teacher] if point.distill else []
+        work.finish(point, work.model(baseline), names)
+    least = channel_pruning_report.write(options.output, baseline.name)
+    return int(least is not None and least > MOST_POINTS_LOST)
 
 
 def wide(times):
@@ -145,7 +150,8 @@ def points(options):
         long |= {
             "distill": options.distill,
             "temperature": options.temperature,
-            "teacher": options.teacher,
+            "teacher": tuple(options.teacher),
+            "mixup": options.mixup,
         }
     removal = {
         "scope": options.scope,
@@ -181,9 +187,9 @@ class Work:
         """Returns a finished point's model."""
         return keras.models.load_model(self.folder / f"{point.name}.keras", compile=False)
 
-    def finish(self, point, model, teacher=None):
+    def finish(self, point, model, teachers=()):
         """Prunes, fine-tunes and measures, going on from what is on disk."""
-        if any(row["name"] == point.name for row in read(self.results)):
+        if any(row["name"] == point.name for row in channel_pruning_report.read(self.results)):
             return
         started = time.perf_counter()
         print(f"{point.name}: {point}", flush=True)
@@ -199,11 +205,12 @@ class Work:
             # Each round keeps a share of the MACs of the model that it is given.
             model = self.pruned(model, point, keep, f"{first.name}-round{number}")
             if not last:
-                self.train(model, point, point.round_epochs, f"{first.name}-tuned{number}", teacher)
+                name = f"{first.name}-tuned{number}"
+                self.train(model, point, point.round_epochs, name, teachers)
         before = self.accuracy(model, "validation")
         for cycle in range(point.cycles):
             name = f"{first.name}-cycle{cycle}"
-            self.train(model, first, point.epochs, name, teacher, seed=SEED + cycle)
+            self.train(model, first, point.epochs, name, teachers, seed=SEED + cycle)
         row = dataclasses.asdict(point) | {
             "name": point.name,
             "macs": macs(model),
@@ -241,7 +248,7 @@ class Work:
             path.with_suffix(".part.keras").rename(path)
         return keras.models.load_model(path, compile=False)
 
-    def train(self, model, point, epochs, name, teacher, seed=SEED):
+    def train(self, model, point, epochs, name, teachers, seed=SEED):
         """Trains the model's weights in place, with cosine rate, shifts and flips."""
         trained = resnet8_training.to_train(model)
         steps = steps_per_epoch(self.images, BATCH)
@@ -260,7 +267,7 @@ class Work:
         if state.epoch < epochs:
             resnet8_training.convolve_in_bfloat16(self.bfloat16)
             trained.fit(
-                self.taught_batches(teacher if point.distill else None, epochs, state.epoch, seed),
+                self.taught_batches(point, teachers, epochs, state.epoch, seed),
                 steps_per_epoch=steps,
                 epochs=epochs,
                 initial_epoch=state.epoch,
@@ -276,26 +283,31 @@ class Work:
             resume.restore(trained)
         resnet8_training.take_back(model, trained)
 
-    def taught_batches(self, teacher, epochs, first, seed):
+    def taught_batches(self, point, teachers, epochs, first, seed):
         """Returns the batches from epoch `first` on: images, and (n, 1 + CLASSES): the class, then
-        the probabilities that the teacher of that name gives each class, or the truth.
+        the probabilities that the teachers of these names give each class, or the truth.
 
-        A teacher sees `VERSIONS` epochs, which are gone through again and again.
+        Teachers see `VERSIONS` epochs, which are gone through again and again.
         """
-        if teacher is None:
+        if not teachers:
             return training_batches(self.images, BATCH, epochs, first, seed, AUGMENT).map(
                 resnet8_training.with_truth
             )
         batches = training_batches(self.images, BATCH, VERSIONS, 0, seed, AUGMENT)
-        soft = tf.data.Dataset.from_tensor_slices(self.soft_labels(teacher, batches, seed))
+        words = [f"seed{seed}"]
+        if point.mixup:
+            words.append("mixup")
+            batches = resnet8_training.mixed(batches, seed)
+        found = [self.soft_labels(name, batches, "-".join([name, *words])) for name in teachers]
+        soft = tf.data.Dataset.from_tensor_slices(resnet8_training.geometric_mean(found))
         pairs = tf.data.Dataset.zip(batches, soft).map(
             lambda pair, p: (pair[0], resnet8_training.beside(pair[1], p))
         )
         return pairs.repeat().skip(first % VERSIONS * steps_per_epoch(self.images, BATCH))
 
-    def soft_labels(self, teacher, batches, seed):
+    def soft_labels(self, teacher, batches, name):
         """Returns the teacher's probabilities for each batch, computed once."""
-        path = self.folder / f"{teacher}-seed{seed}.npy"
+        path = self.folder / f"{name}.npy"
         if not path.exists():
             model = resnet8_training.to_train(
                 keras.models.load_model(self.folder / f"{teacher}.keras")
@@ -358,66 +370,6 @@ def load_images(source, folder):
     return tfc.data.load(f"npz:{cache}", validation=0.1, seed=SEED, standardize="none")
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def report(folder, baseline):
-    """Prints the table, draws the curve, and returns the exit status."""
-    rows = read(folder / "results.jsonl")
-    first = next(row for row in rows if row["name"] == baseline.name)
-    print(
-        f"\n{'':<30}{'epochs':>7}{'MACs':>12}{'fewer':>8}{'weights':>9}{'pruned':>9}"
-        f"{'validation':>12}{'test':>9}{'lost':>7}"
-    )
-    for row in sorted(rows, key=lambda row: (row["stage"], row["score"], -row["macs"])):
-        title = f"{row['stage']} {row['score']}" + (" distilled" if row["distill"] else "")
-        title += "".join(f" {word}" for word in how(row))
-        epochs, fewer = row["epochs"] * row["cycles"], first["macs"] / row["macs"]
-        print(
-            f"{title:<30}{epochs:>7}{row['macs']:>12,}{fewer:>7.2f}x"
-            f"{row['parameters']:>9,}{row['pruned']:>8.2f}%{row['validation']:>11.2f}%"
-            f"{row['test']:>8.2f}%{first['test'] - row['test']:>+7.2f}"
-        )
-    draw(rows, first, folder / "curve.png")
-    lost = [first["test"] - row["test"] for row in rows if row["stage"] == "headline"]
-    return int(bool(lost) and min(lost) > MOST_POINTS_LOST)
-
-
-def how(row):
-    """Returns the words that say in which order channels went, where it is not the plain one."""
-    scope, per = row.get("scope", "global"), row.get("per")
-    words = ([] if scope == "global" else [scope]) + ([f"per {per}"] if per else [])
-    return words + (["without layers"] if row.get("drop") else [])
-
-
-def draw(rows, baseline, path):
-    """Draws test accuracy over MACs ratio, a line per score."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.axhline(baseline["test"], color="black", linewidth=1, label="baseline")
-    curve = [row for row in rows if row["stage"] == "curve"]
-    for score in dict.fromkeys(row["score"] for row in curve if row["score"] != "none"):
-        found = sorted(
-            (baseline["macs"] / r["macs"], r["test"]) for r in curve if r["score"] == score
-        )
-        axes.plot(*zip(*found, strict=True), marker="o", markersize=4, label=score)
-    for row in rows:
-        if row["stage"] == "headline":
-            label = f"{row['score']}, {row['epochs'] * row['cycles']} epochs"
-            label += ", distilled" if row["distill"] else ""
-            label += "".join(f", {word}" for word in how(row))
-            axes.plot(baseline["macs"] / row["macs"], row["test"], "*", markersize=11, label=label)
-    axes.set(xlabel="times fewer multiply-accumulates", ylabel="test accuracy, %")
-    axes.set_title("ResNet-8, channels removed and fine-tuned, CIFAR-10 as JPEG files")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
 def _parse(arguments):
     shared = pathlib.Path(__file__).resolve().parents[2] / "shared"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -425,7 +377,7 @@ def _parse(arguments):
     add("--model", default=shared / "models" / "mlperf_tiny_resnet8.h5")
     add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/channel_pruning"))
-    stages = ("baseline", "teacher", "headline", "control", "curve")
+    stages = ("baseline", "headline", "control", "curve")
     add("--stages", nargs="+", choices=(*stages, "report"), default=stages)
     add("--scores", nargs="+", choices=SCORES, default=SCORES)
     add("--ratios", nargs="+", type=float, default=RATIOS)
@@ -444,14 +396,24 @@ def _parse(arguments):
     add("--learning-rate", type=float, default=2e-3)
     add("--distill", type=float, default=0.0, help="share of the soft labels in the loss, 0 to 1")
     add("--temperature", type=float, default=3.0)
-    add("--teacher", type=int, default=1, help="times ResNet-8's channels; 1: the baseline itself")
+    add("--mixup", action="store_true", help="images mixed in pairs; with --distill 1")
+    add(
+        "--teacher",
+        nargs="+",
+        type=int,
+        default=(1,),
+        help="times ResNet-8's channels; 1: the baseline itself; of several the mean counts",
+    )
     add("--teacher-epochs", type=int, default=16)
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="of headline and control")
     add("--drop", default="", help="layers of the headline's model that go whole, by name")
     add("--widths", nargs="+", type=int, default=(), help="of the headline's groups, in order")
     add("--threads", type=int, default=1)
     add("--bfloat16", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.mixup and options.distill < 1:
+        parser.error("--mixup leaves no true labels: it needs --distill 1")
+    return options
 
 
 if __name__ == "__main__":

@@ -17,6 +17,24 @@ def with_truth(x, y):
     return x, beside(y, tf.one_hot(y, CLASSES))
 
 
+def mixed(batches, seed):
+    """Returns the batches with each image mixed with another, by a share from U(0, 1) (mixup)."""
+
+    def mix(number, pair):
+        x, y = pair
+        share = tf.random.stateless_uniform((len(x), 1, 1, 1), tf.stack([seed, number]))
+        return share * x + (1 - share) * x[::-1], y
+
+    return batches.enumerate().map(mix)
+
+
+def geometric_mean(probabilities):
+    """Returns the probabilities (..., CLASSES) that the mean of several teachers' logits gives."""
+    logits = sum(np.log(np.maximum(p, 1e-9)) for p in probabilities) / len(probabilities)
+    found = np.exp(logits)
+    return found / found.sum(-1, keepdims=True)
+
+
 def soft_label_loss(share, temperature):
     """Returns (1 - share) * cross-entropy + share * T^2 * KL(teacher || student) at T (Hinton)."""
 
