@@ -219,7 +219,7 @@ def test_state_and_losses_of_a_wrapped_layer_get_out():
     x = keras.ops.ones((2, 4))
     kernel = None
     for _ in range(3):
-        layer(x, keras.ops.convert_to_tensor([0.0, 1.0]))
+        layer(x, keras.ops.convert_to_tensor([1 / 255, -128.0]))
         kernel = np.array(layer.layer.kernel) if kernel is None else kernel
     assert float(layer.layer.calls) == 3.0
     assert float(sum(layer.losses)) > 0

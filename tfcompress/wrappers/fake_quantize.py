@@ -1,6 +1,7 @@
 """Fake quantization of activations: floats that only take the values of an integer grid."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -15,15 +16,15 @@ from tfcompress.wrappers.learned import (
     learn_step,
     learned_weight,
 )
-from tfcompress.wrappers.rounding import codes_of, round_as, straight_through
+from tfcompress.wrappers.rounding import codes_of, grid_of, round_as, straight_through
 
 
 @keras.saving.register_keras_serializable("tfcompress")
 class FakeQuantize(keras.layers.Layer):
     """Rounds a tensor to the values of an integer grid, with straight-through gradient.
 
-    Returns the rounded tensor and the range `(low, high)`, float32 of shape (2,), that 256 codes
-    cover in its steps, from which the layers that follow learn in what steps their inputs come.
+    Returns the rounded tensor and its grid, float64 of shape (2,), the distance of two codes and
+    the int8 code of 0, from which the layers that follow learn in what steps their inputs come.
 
     Up to 8 bits the codes are those of int8, `(high - low) / (2**bits - 1)` apart: of a tensor that
     is known to be >= 0 the last 2**bits of them, so that int8 itself clips it; of another one the
@@ -127,11 +128,12 @@ class FakeQuantize(keras.layers.Layer):
         elif training and self.trainable:
             y, grid = self._trained(x, grid)
         else:
-            y = tf.cond(grid.step > 0.0, lambda: grid.round(x, self.rounding, parts), lambda: x)
-        return (inputs if y is x else tf.cast(y, inputs.dtype)), tf.stack(grid.bounds)
+            # Not tf.cond, which takes longer to trace and to compile than what it would save.
+            y = tf.where(grid.low < grid.high, grid.round(x, self.rounding, parts), x)
+        return (inputs if y is x else tf.cast(y, inputs.dtype)), grid.tensor
 
     def compute_output_spec(self, inputs: Any, parts: Any = None, training: Any = None) -> Any:
-        return keras.KerasTensor(inputs.shape, inputs.dtype), keras.KerasTensor((2,), "float32")
+        return keras.KerasTensor(inputs.shape, inputs.dtype), keras.KerasTensor((2,), "float64")
 
     def quantization(self) -> tuple[float, float, int]:
         """Returns the range (low, high) that int8, or above 8 bits int16, covers; and the bits.
@@ -177,7 +179,7 @@ class FakeQuantize(keras.layers.Layer):
         return low * factor, high * factor
 
     def _grid_at(self, low: Any, high: Any) -> "_Grid":
-        return _Grid.of(low, high, self.bits, self.nonnegative)
+        return _Grid(low, high, self.bits, self.nonnegative)
 
     def _extremes(self, x: Any) -> tuple[Any, Any]:
         low = tf.constant(0.0) if self.nonnegative else tf.minimum(tf.reduce_min(x), 0.0)
@@ -189,8 +191,6 @@ class FakeQuantize(keras.layers.Layer):
             width = tf.convert_to_tensor(self.width)
             if self.learn == "pact" and self.penalty:
                 self.add_loss(self.penalty * tf.square(width))
-            # The bias downstream does not teach the width.
-            grid = dataclasses.replace(grid, step=tf.stop_gradient(grid.step))
             function = learn_step if self.learn == "lsq" else learn_clipping
             levels = tf.constant(float(_levels(self.bits)))
             return function(x, width, *grid.codes, levels), grid
@@ -209,35 +209,55 @@ class FakeQuantize(keras.layers.Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Grid:
-    """The distance of two codes, the range that 256 of them cover, the codes that are used."""
+    """A range that contains 0 and the codes that lie in it; what nobody asks for is not traced."""
 
-    step: Any
-    bounds: tuple[Any, Any]
-    codes: tuple[Any, Any]
+    low: Any
+    high: Any
     bits: int
+    nonnegative: bool
 
-    @classmethod
-    def of(cls, low: Any, high: Any, bits: int, nonnegative: bool) -> "_Grid":
-        levels = float(_levels(bits))
-        if bits > 8:
-            width = divided(tf.maximum(-low, high), levels / 2)
-            ends = tf.constant(-levels / 2), tf.constant(levels / 2)
-            return cls(width, (-128.0 * width, 127.0 * width), ends, bits)
-        width = divided(high - low, levels)
-        below = tf.round(tf.math.divide_no_nan(-low, width))
-        bounds = low, high
-        if bits < 8:
-            first = levels - 255.0 if nonnegative else -below
-            bounds = first * width, (first + 255.0) * width
-        highest = tf.constant(levels) if nonnegative else 255.0 - below
-        return cls(width, bounds, (-below, highest), bits)
+    @functools.cached_property
+    def step(self) -> Any:
+        """The distance of two codes."""
+        levels = float(_levels(self.bits))
+        if self.bits > 8:
+            return divided(tf.maximum(-self.low, self.high), levels / 2)
+        return divided(self.high - self.low, levels)
+
+    @functools.cached_property
+    def bounds(self) -> tuple[Any, Any]:
+        """The range that 256 codes cover."""
+        if self.bits > 8:
+            return -128.0 * self.step, 127.0 * self.step
+        if self.bits == 8:
+            return self.low, self.high
+        first = _levels(self.bits) - 255.0 if self.nonnegative else -self._below
+        return first * self.step, (first + 255.0) * self.step
+
+    @functools.cached_property
+    def codes(self) -> tuple[Any, Any]:
+        """The lowest and the highest code that are used, counted from that of 0."""
+        levels = float(_levels(self.bits))
+        if self.bits > 8:
+            return tf.constant(-levels / 2), tf.constant(levels / 2)
+        highest = tf.constant(levels) if self.nonnegative else 255.0 - self._below
+        return -self._below, highest
+
+    @functools.cached_property
+    def tensor(self) -> Any:
+        """The grid as other layers read it; what they make of it, as a bias, does not teach it."""
+        return tf.stop_gradient(grid_of(*self.bounds))
+
+    @functools.cached_property
+    def _below(self) -> Any:
+        return tf.round(tf.math.divide_no_nan(-self.low, self.step))
 
     def round(self, x: Any, rounding: str | list[str] | None = None, parts: Any = None) -> Any:
         if self.bits > 8:
             return _round_to_codes(x, self.step, *self.codes)
         if rounding is None:
             return _round_to_grid(x, *self.bounds)
-        rounded = round_as(x, *self.bounds, rounding, parts)
+        rounded = round_as(x, codes_of(self.tensor), rounding, parts)
         return straight_through(tf.clip_by_value(x, *self.bounds), rounded)
 
 
@@ -248,7 +268,7 @@ def _levels(bits: int) -> int:
 
 @keras.saving.register_keras_serializable("tfcompress")
 class OnGrid(keras.layers.Layer):
-    """Rounds a tensor to the grid of a range that is given: `call(x, bounds)`.
+    """Rounds a tensor to a grid that is given: `call(x, grid)`.
 
     For layers whose integer output must have their input's scale but whose arithmetic leaves the
     grid, as the mean of an average pooling does. Halves, which are frequent in means of few codes,
@@ -260,20 +280,19 @@ class OnGrid(keras.layers.Layer):
         super().__init__(autocast=False, **(kwargs | {"dtype": "float32"}))
         self._convert_input_args = False
 
-    def build(self, x_shape: Any, bounds_shape: Any = None) -> None:
+    def build(self, x_shape: Any, grid_shape: Any = None) -> None:
         pass
 
-    def call(self, x: Any, bounds: Any) -> Any:
-        scale, zero_point = codes_of(*tf.unstack(bounds))
-        return _to_nearest_code(x, scale, zero_point)
+    def call(self, x: Any, grid: Any) -> Any:
+        return _to_nearest_code(x, *codes_of(grid))
 
-    def compute_output_spec(self, x: Any, bounds: Any) -> Any:
+    def compute_output_spec(self, x: Any, grid: Any) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)
 
     def quantization(self) -> tuple[float, float, int]:
-        """Returns the range and the bits of the `FakeQuantize` whose range it is given."""
-        _, bounds = self._inbound_nodes[0].arguments.args
-        return bounds._keras_history.operation.quantization()
+        """Returns the range and the bits of the `FakeQuantize` whose grid it is given."""
+        _, grid = self._inbound_nodes[0].arguments.args
+        return grid._keras_history.operation.quantization()
 
     def exported(self) -> keras.layers.Layer:
         low, high, bits = self.quantization()

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import require
-from tfcompress.wrappers.rounding import step, straight_through
+from tfcompress.wrappers.rounding import straight_through
 
 # How far below all others a score lies that is masked: e**-8 is a twelfth of a step of softmax.
 _MASKED = 8.0
@@ -56,7 +56,7 @@ class Clip(Operator):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class InverseRoot(Operator):
-    """1 / sqrt(x) as TFLite's RSQRT has it: `call(x, bounds)` with the range of x.
+    """1 / sqrt(x) as TFLite's RSQRT has it: `call(x, grid)` with the grid of x.
 
     The code of 0 stands for all values below half a step: it gives the largest output there is.
     In training that is the inverse root of one step. The kernel's own roots of the codes are off by
@@ -68,8 +68,8 @@ class InverseRoot(Operator):
         super().__init__(**kwargs)
         self.observing = False
 
-    def call(self, x: Any, bounds: Any, training: bool | None = None) -> Any:
-        least = tf.cast(step(bounds[0], bounds[1]), x.dtype)
+    def call(self, x: Any, grid: Any, training: bool | None = None) -> Any:
+        least = tf.cast(grid[0], x.dtype)
         y = tf.math.rsqrt(tf.maximum(x, least))
         if training or self.observing:
             return y
@@ -79,7 +79,7 @@ class InverseRoot(Operator):
         known = tf.where(tf.logical_and(codes < 256, least > 0.0), rooted, y)
         return straight_through(y, tf.where(tf.logical_or(codes > 0, least <= 0.0), known, 1e9))
 
-    def compute_output_spec(self, x: Any, bounds: Any, training: Any = None) -> Any:
+    def compute_output_spec(self, x: Any, grid: Any, training: Any = None) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)
 
     def exported(self) -> keras.layers.Layer:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfcompress import graph
 from tfcompress.quantization import Codes, fit
 from tfcompress.wrappers.learned import Stop, divided, learn_kernel_step, learned_weight
-from tfcompress.wrappers.rounding import in_steps, step, straight_through
+from tfcompress.wrappers.rounding import in_steps, straight_through
 
 # Layers whose kernel TFLite holds in int8: its variable, and the axes of its output channels.
 _LAYERS = keras.layers
@@ -47,7 +47,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             (Esser et al. 2020), the scale's gradient times 1 / sqrt(weights per scale * largest
             code).
 
-    Call arguments: the inputs, and the range that their `FakeQuantize` returned with them; None
+    Call arguments: the inputs, and the grid that their `FakeQuantize` returned with them; None
     where the inputs are floats, and the bias then stays float.
     Returns the outputs and, per output channel, the steps of the integer sums that they stand for.
 
@@ -98,7 +98,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         """Whether the scale follows what a batch shows: it never does."""
         return False
 
-    def build(self, x_shape: Any, bounds_shape: Any = None) -> None:
+    def build(self, x_shape: Any, grid_shape: Any = None) -> None:
         super().build(x_shape)
         kernel, axes = self._kernel()
         shape = tuple(n if axis in axes else 1 for axis, n in enumerate(kernel.shape))
@@ -123,12 +123,12 @@ class QuantizedLayer(keras.layers.Wrapper):
         if self.clip == "learned":
             self.limit_held.assign(self.limit)
 
-    def call(self, x: Any, bounds: Any = None, training: bool | None = None) -> tuple[Any, Any]:
+    def call(self, x: Any, grid: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         kernel, scale, exact = self._rounded()
         channels = self._channels()
-        if bounds is None:
+        if grid is None:
             return self._computed(x, kernel), tf.zeros([channels])
-        input_step = step(bounds[0], bounds[1])
+        input_step = tf.cast(grid[0], tf.float64)
         scales = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
         sums = tf.cast(input_step, tf.float32) * scales
         # No input has a step before calibration: it comes as it is.
@@ -151,7 +151,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         return y * tf.where(scales > 0.0, width * scales, 1.0), sums
 
     def compute_output_spec(
-        self, x: Any, bounds: Any = None, training: Any = None
+        self, x: Any, grid: Any = None, training: Any = None
     ) -> tuple[Any, Any]:
         sums = keras.KerasTensor((self._channels(),), "float32")
         return self.layer.compute_output_spec(x), sums

@@ -1,7 +1,8 @@
 """How TFLite's integer kernels round what they compute, to the last bit.
 
-Each function takes a float tensor that tells the kernel's integers exactly, or nearly so, the range
-(low, high) of its result, and what the kernel makes it of; it returns values of the range's codes.
+A tensor's grid is float64 (2,): the distance of two codes, and the int8 code of 0. Each function
+takes a float tensor that tells the kernel's integers exactly, or nearly so, its result's grid as
+`codes_of` has it, and what the kernel makes it of; it returns values of the grid.
 """
 
 import functools
@@ -12,16 +13,16 @@ from typing import Any
 import tensorflow as tf
 
 
-def step(low: Any, high: Any) -> Any:
-    """Returns the distance of two codes, float64, as the converter computes it from a range."""
-    return (tf.cast(high, tf.float64) - tf.cast(low, tf.float64)) / 255.0
+def grid_of(low: Any, high: Any) -> Any:
+    """Returns the grid of a range as the converter computes it; of an empty range, a step of 0."""
+    low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
+    size = (high - low) / 255.0
+    return tf.stack([size, tf.round(-128.0 - tf.math.divide_no_nan(low, size))])
 
 
-def codes_of(low: Any, high: Any) -> tuple[Any, Any]:
-    """Returns the distance of a range's codes in int8, and the code of 0, as float32."""
-    scale = step(low, high)
-    zero_point = tf.round(-128.0 - tf.math.divide_no_nan(tf.cast(low, tf.float64), scale))
-    return tf.cast(scale, tf.float32), tf.cast(zero_point, tf.float32)
+def codes_of(grid: Any) -> tuple[Any, Any]:
+    """Returns the distance of a grid's codes, and the code of 0, as float32."""
+    return tf.unstack(tf.cast(grid, tf.float32))
 
 
 @tf.custom_gradient
@@ -38,71 +39,71 @@ def in_steps(x: Any, steps: Any, whole: Any) -> Any:
     return y, lambda upstream: (upstream / steps, None, None)
 
 
-def round_values(x: Any, low: Any, high: Any, parts: Any = None) -> Any:
+def round_values(x: Any, own: Any, parts: Any = None) -> Any:
     """Rounds to the nearest code and ties to even, as `tflite.quantize` does."""
-    return _of_codes(tf.round(x / codes_of(low, high)[0]), low, high)
+    return _of_codes(tf.round(x / own[0]), own)
 
 
-def round_sums(x: Any, low: Any, high: Any, sums: Any) -> Any:
+def round_sums(x: Any, own: Any, sums: Any) -> Any:
     """Rounds sums of products as XNNPACK does, to the last bit.
 
     The float `x` tells the integer sum, exactly up to 2**22; the kernel multiplies that by one
     float32 factor and rounds ties to even. Where the steps are 0 (a channel of zeros) `x` is
     rounded itself.
     """
-    scale, _ = codes_of(low, high)
+    scale, _ = own
     integers = tf.round(tf.math.divide_no_nan(x, sums))
     codes = tf.where(sums > 0.0, integers * (sums / scale), x / scale)
-    return _of_codes(tf.round(codes), low, high)
+    return _of_codes(tf.round(codes), own)
 
 
-def round_rescaled(x: Any, low: Any, high: Any, bounds: Any) -> Any:
-    """Rounds codes of another range as XNNPACK does: times an integer with 8 binary places."""
-    other, _ = codes_of(*tf.unstack(bounds))
-    factor = tf.round(256.0 * (other / codes_of(low, high)[0]))
+def round_rescaled(x: Any, own: Any, grid: Any) -> Any:
+    """Rounds codes of another grid as XNNPACK does: times an integer with 8 binary places."""
+    other, _ = codes_of(grid)
+    factor = tf.round(256.0 * (other / own[0]))
     integers = tf.round(tf.math.divide_no_nan(x, other)) * factor
-    return _of_codes(tf.floor(integers / 256.0 + 0.5), low, high)
+    return _of_codes(tf.floor(integers / 256.0 + 0.5), own)
 
 
-def round_product_of_two(x: Any, low: Any, high: Any, ranges: Any) -> Any:
+def round_product_of_two(x: Any, own: Any, grids: Any) -> Any:
     """Rounds the product of two tensors, value by value."""
-    first, second = (codes_of(*tf.unstack(bounds))[0] for bounds in ranges)
-    return round_sums(x, low, high, first * second)
+    first, second = (codes_of(grid)[0] for grid in grids)
+    return round_sums(x, own, first * second)
 
 
-def round_means(x: Any, low: Any, high: Any, parts: Any) -> Any:
+def round_means(x: Any, own: Any, parts: Any) -> Any:
     """Rounds means as XNNPACK does, with the float32 errors of its sums of int8.
 
     These have the zero points in them, which are taken off after the sum was scaled. parts: (what
-    the means are of, its range).
+    the means are of, its grid).
     """
-    tensor, bounds = parts
+    tensor, grid = parts
     count = tf.cast(tf.size(tensor) / tf.maximum(tf.size(x), 1), tf.float32)
-    (size, zero), (scale, zero_point) = codes_of(*tf.unstack(bounds)), codes_of(low, high)
+    (size, zero), (scale, zero_point) = codes_of(grid), own
     factor, zeros = size / scale / count, count * zero
     integers = tf.round(tf.math.divide_no_nan(x * count, size)) + zeros
     codes = tf.round(integers * factor + (zero_point - zeros * factor))
-    return _of_codes(codes - zero_point, low, high)
+    return _of_codes(codes - zero_point, own)
 
 
-def round_products(x: Any, low: Any, high: Any, ranges: Any) -> Any:
+def round_products(x: Any, own: Any, grids: Any) -> Any:
     """Rounds sums of products of two tensors as the kernel does that gets them.
 
     XNNPACK takes only those whose second tensor has its zero at code 0.
     """
-    (first, _), (second, zero) = (codes_of(*tf.unstack(bounds)) for bounds in ranges)
+    (first, _), (second, zero) = (codes_of(grid) for grid in grids)
     steps = first * second
-    twice = _round_twice(x, low, high, steps, steps / codes_of(low, high)[0])
-    return tf.where(zero == 0.0, round_sums(x, low, high, steps), twice)
+    twice = _round_twice(x, own, steps, steps / own[0])
+    return tf.where(zero == 0.0, round_sums(x, own, steps), twice)
 
 
-def round_roots(x: Any, low: Any, high: Any, bounds: Any) -> Any:
-    """Rounds inverse roots of a range's codes, which TFLite's kernel has with 20 binary places."""
-    root = tf.sqrt(codes_of(*tf.unstack(bounds))[0])
-    return _round_twice(x, low, high, 2.0**-20 / root, 2.0**-20 / (root * codes_of(low, high)[0]))
+def round_roots(x: Any, own: Any, grid: Any) -> Any:
+    """Rounds inverse roots of a grid's codes, which TFLite's kernel has with 20 binary places."""
+    root = tf.sqrt(codes_of(grid)[0])
+    return _round_twice(x, own, 2.0**-20 / root, 2.0**-20 / (root * own[0]))
 
 
-def _round_twice(x: Any, low: Any, high: Any, steps: Any, factor: Any) -> Any:
+def _round_twice(x: Any, own: Any, steps: Any, factor: Any) -> Any:
     """Rounds as TFLite's own kernels do: to more binary places, then to a code.
 
     steps: of the kernel's integers. factor: a step in steps of the output.
@@ -113,16 +114,16 @@ def _round_twice(x: Any, low: Any, high: Any, steps: Any, factor: Any) -> Any:
     wide = tf.floor(integers * tf.round(factor * 2.0 ** (31.0 - exponent)) / 2.0**31 + 0.5)
     codes = tf.abs(wide) * 2.0 ** tf.minimum(exponent, 0.0)
     codes = tf.cast(tf.sign(wide) * tf.floor(codes + 0.5), tf.float32)
-    return tf.cast(_of_codes(codes, low, high), x.dtype)
+    return tf.cast(_of_codes(codes, own), x.dtype)
 
 
-def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> Any:
+def round_sum_of_two(x: Any, own: Any, parts: Any, sign: int = 1) -> Any:
     """Rounds the sum of two tensors as XNNPACK does: their codes times integers of 21 bits.
 
-    parts: ((tensor, its range), (tensor, its range)). `x` is the sum, or its ReLU.
+    parts: ((tensor, its grid), (tensor, its grid)). `x` is the sum, or its ReLU.
     """
-    scale, _ = codes_of(low, high)
-    steps = [codes_of(*tf.unstack(bounds))[0] for _, bounds in parts]
+    scale, _ = own
+    steps = [codes_of(grid)[0] for _, grid in parts]
     factors = tf.stack(steps) / scale
     exponent = 21.0 - _exponent(tf.reduce_max(factors))
     factors = tf.cast(tf.round(factors * 2.0**exponent), tf.int32)
@@ -131,17 +132,17 @@ def round_sum_of_two(x: Any, low: Any, high: Any, parts: Any, sign: int = 1) -> 
     total = a * factors[0] + sign * b * factors[1] + tf.bitwise.left_shift(1, shift - 1)
     codes = tf.cast(tf.bitwise.right_shift(total, shift), tf.float32)
     codes = tf.clip_by_value(codes, tf.floor(x / scale), tf.math.ceil(x / scale))
-    return _of_codes(codes, low, high)
+    return _of_codes(codes, own)
 
 
-def round_hard_swish(x: Any, low: Any, high: Any, parts: Any) -> Any:
+def round_hard_swish(x: Any, own: Any, parts: Any) -> Any:
     """Returns x * relu6(x + 3) / 6 as TFLite's kernel does, in whole numbers of 16 bits.
 
-    parts: (the input, its range). Both factors have 7 more binary places than the input's codes.
+    parts: (the input, its grid). Both factors have 7 more binary places than the input's codes.
     """
-    size, _ = codes_of(*tf.unstack(parts[1]))
+    size, _ = codes_of(parts[1])
     value = _whole(parts[0], size) * 128
-    factor, exponent = _factor_of_16_bits(size / 128.0 / codes_of(low, high)[0])
+    factor, exponent = _factor_of_16_bits(size / 128.0 / own[0])
     linear = _half_product(value, factor)
     factor, shift = _factor_of_16_bits(size / 128.0 * (32768.0 / 3.0))
     share = _saturated(value * tf.bitwise.left_shift(1, tf.maximum(shift - 1, 0)))
@@ -150,12 +151,12 @@ def round_hard_swish(x: Any, low: Any, high: Any, parts: Any) -> Any:
     share = tf.bitwise.right_shift(share + 32768, 1)
     product = tf.truncatediv(share * linear, 32768)
     codes = tf.cast(_halved(product, tf.maximum(-exponent, 0)), tf.float32)
-    return _of_codes(codes, low, high)
+    return _of_codes(codes, own)
 
 
-def _of_codes(codes: Any, low: Any, high: Any) -> Any:
+def _of_codes(codes: Any, own: Any) -> Any:
     """Returns the values of codes, counted from that of 0, after int8's ends have clipped them."""
-    scale, zero_point = codes_of(low, high)
+    scale, zero_point = own
     return tf.clip_by_value(codes, -128.0 - zero_point, 127.0 - zero_point) * scale
 
 
@@ -210,14 +211,14 @@ ROUNDINGS: dict[str, Callable[..., Any]] = {
 }
 
 
-def round_as(x: Any, low: Any, high: Any, rounding: str | list[str], parts: Any) -> Any:
+def round_as(x: Any, own: Any, rounding: str | list[str], parts: Any) -> Any:
     """Rounds by a word of `ROUNDINGS`; a concatenation by one for each (tensor, what it is of)."""
     if isinstance(rounding, str):
-        return ROUNDINGS[rounding](x, low, high, parts)
+        return ROUNDINGS[rounding](x, own, parts)
     sizes = zip(x.shape, parts[0][0].shape, strict=True)
-    axis = next(axis for axis, (size, own) in enumerate(sizes) if size != own)
+    axis = next(axis for axis, (size, part) in enumerate(sizes) if size != part)
     rounded = [
-        ROUNDINGS[word](tf.cast(tensor, tf.float32), low, high, made_of)
+        ROUNDINGS[word](tf.cast(tensor, tf.float32), own, made_of)
         for word, (tensor, made_of) in zip(rounding, parts, strict=True)
     ]
     return tf.concat(rounded, axis)
