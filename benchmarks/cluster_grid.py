@@ -25,7 +25,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import micro_targets
 import numpy as np
-from channel_pruning import load_images, read
+from channel_pruning import load_images
+from channel_pruning_report import read
 from channel_speed import with_zeros
 
 import tfcompress as tfc
