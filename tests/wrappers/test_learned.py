@@ -72,6 +72,15 @@ def test_gradients_of_what_is_clipped_are_finite_differences(learn):
     np.testing.assert_allclose(of_width, scaling * difference, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_reads_the_grid_does_not_teach_the_width(bits):
+    layer = quantizer("lsq", 0.0, 3.0, bits=bits)
+    with tf.GradientTape() as tape:
+        _, grid = layer(tf.ones((1, 4)), training=True)
+    assert float(grid[0]) == pytest.approx(3.0 / (2**bits - 1))
+    assert tape.gradient(grid, layer.width.value) is None
+
+
 def test_pact_penalizes_the_square_of_its_bound():
     layer = quantizer("pact", 0.0, 3.0, nonnegative=True, penalty=0.1)
     layer(tf.ones((1, 4)), training=True)
