@@ -29,6 +29,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import jsonl
 import keras
 import numpy as np
 
@@ -66,8 +67,7 @@ def main(arguments=None):
     file = options.output / "rows.jsonl"
     if options.fresh:
         file.unlink(missing_ok=True)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = {r["name"]: r for r in map(json.loads, lines) if r["passed"]}
+    rows = {r["name"]: r for r in jsonl.read(file) if r["passed"]}
     wanted = [name for name in names() if re.fullmatch(options.only or ".*", name)]
     print(" ".join(blank(form).format(column) for column, form in COLUMNS.items()), flush=True)
     for name in wanted:

@@ -5,12 +5,12 @@
 1. `baseline`: the trained model, fine-tuned on the JPEG training images until it no longer gains.
 2. `headline`: the baseline with 2.1x fewer multiply-accumulates, fine-tuned, for `--score`; with
    `--distill` the soft labels of a teacher teach it as well: the baseline's, or with `--teacher 3`
-   those of a ResNet-8 three times as wide, trained before on the same images;
-   of several teachers the mean counts. With `--mixup` the images are mixed in pairs.
-   Beside it `control`: the baseline itself, trained on in exactly the same way, so that what is
-   lost is lost by the removal alone. `--scope` and `--per` say how channels of different groups
-   are compared (`tfc.prune_channels`); `--widths` says itself how many of each stay. `--drop`
-   names layers (a regular expression) that go whole before (`tfc.drop_layers`).
+   those of a ResNet-8 three times as wide, trained before on the same images; of several
+   teachers the mean counts. With `--mixup` the images are mixed in pairs. Beside it `control`: the
+   baseline itself, trained on in exactly the same way, so that what is lost is lost by the removal
+   alone. `--scope` and `--per` say how channels of different groups are compared
+   (`tfc.prune_channels`); `--widths` says itself how many of each stay. `--drop` names layers (a
+   regular expression) that go whole before (`tfc.drop_layers`).
 3. `curve`: each of `--scores` at each of `--ratios`, fine-tuned for `--epochs`; and the baseline
    itself (`none`), trained on in the same way.
 
@@ -37,6 +37,7 @@ import time
 
 import architectures
 import channel_pruning_report
+import jsonl
 import keras
 import numpy as np
 import resnet8_int8
@@ -115,7 +116,7 @@ def main(arguments=None):
     if "baseline" in options.stages:
         work.finish(baseline, tfc.models.load(options.model))
     teachers = {1: baseline}
-    for times in set(options.teacher) - {1}:
+    for times in sorted(set(options.teacher) - {1}):
         teachers[times] = Point(
             "teacher",
             epochs=options.teacher_epochs,
@@ -189,7 +190,7 @@ class Work:
 
     def finish(self, point, model, teachers=()):
         """Prunes, fine-tunes and measures, going on from what is on disk."""
-        if any(row["name"] == point.name for row in channel_pruning_report.read(self.results)):
+        if any(row["name"] == point.name for row in jsonl.read(self.results)):
             return
         started = time.perf_counter()
         print(f"{point.name}: {point}", flush=True)

@@ -1,15 +1,10 @@
 """Table and curve of the points of `channel_pruning.py`."""
 
-import json
-
+import jsonl
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 - the backend is chosen before
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write(folder, baseline):
@@ -17,7 +12,7 @@ def write(folder, baseline):
 
     baseline: the name of the row that the others are compared with.
     """
-    rows = read(folder / "results.jsonl")
+    rows = jsonl.read(folder / "results.jsonl")
     first = next(row for row in rows if row["name"] == baseline)
     print(
         f"\n{'':<30}{'epochs':>7}{'MACs':>12}{'fewer':>8}{'weights':>9}{'pruned':>9}"

@@ -26,8 +26,8 @@ import keras
 import micro_targets
 import numpy as np
 from channel_pruning import load_images
-from channel_pruning_report import read
 from channel_speed import with_zeros
+from jsonl import read
 
 import tfcompress as tfc
 from tfcompress import tflite

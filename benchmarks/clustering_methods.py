@@ -25,6 +25,7 @@ import sys
 import time
 import zlib
 
+import jsonl
 import numpy as np
 
 MODELS = ("resnet8", "mobilenetv2", "large")
@@ -126,10 +127,8 @@ def main(arguments=None):
         return 0
     from tfcompress import clustering
 
-    known = {}
-    if options.output.exists():
-        rows = [json.loads(line) for line in options.output.read_text().splitlines()]
-        known = {tuple(row["row"]): row for row in rows if row["clusters"] == options.clusters}
+    rows = jsonl.read(options.output)
+    known = {tuple(row["row"]): row for row in rows if row["clusters"] == options.clusters}
     failed = 0
     print(f"{'model':12}{'view':8}{'method':16}{'sse':>9}{'/ best':>8}{'values':>9}", end="")
     print(f"{'entropy':>9}{'deflated':>9}{'s':>8}{'MB':>7}")

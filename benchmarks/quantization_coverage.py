@@ -32,7 +32,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if PEER:
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
-import numpy as np  # noqa: E402 - tf_keras has to be chosen before
+import jsonl  # noqa: E402 - tf_keras has to be chosen before
+import numpy as np  # noqa: E402
 from quantization_cases import LAYERS, TOKENS  # noqa: E402
 
 SAMPLES, LIMIT = 48, 0.999
@@ -87,8 +88,7 @@ def collect(wanted, file, flags, fresh):
     """Returns the rows by name; those that a file does not hold as passed are made anew."""
     if fresh:
         file.unlink(missing_ok=True)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = {r["name"]: r for r in map(json.loads, lines)}
+    rows = {r["name"]: r for r in jsonl.read(file)}
     todo = [name for name in wanted if not rows.get(name, {}).get("passed") or name not in rows]
     if flags:  # what tfmot refuses it refuses again
         todo = [name for name in wanted if name not in rows]

@@ -31,7 +31,7 @@ import pathlib
 import time
 
 import channel_pruning
-import channel_pruning_report
+import jsonl
 import keras
 import numpy as np
 import resnet8_training
@@ -110,7 +110,7 @@ class Bench:
         self.samples = self.images.samples(options.samples, seed=SEED)
 
     def rows(self):
-        return {row["row"]: row for row in channel_pruning_report.read(self.results)}
+        return {row["row"]: row for row in jsonl.read(self.results)}
 
     def finished(self, names):
         """Makes and measures the rows that are not finished; returns all that are, by name."""

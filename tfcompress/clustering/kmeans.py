@@ -63,29 +63,32 @@ class KMeans:
         kept = arrays.exact(blocks, clusters)
         if kept is not None:
             return kept
-        # One thread: with more, the order in which partial sums are added changes from run to run.
-        import threadpoolctl
-
         before = arrays.centroids_of(start, clusters, blocks.shape[1], "KMeans")
         few = max(_SAMPLE, _SAMPLES_PER_CLUSTER * clusters)
-        sampled = len(blocks) > few
-        seen, masses = blocks, sample_weight
-        if sampled:
-            seen, masses = blocks[landmarks.drawn(len(blocks), masses, few, self.seed)], None
-        with threadpoolctl.threadpool_limits(limits=1):
-            estimator = self._estimator(clusters, before)
-            arrays.quiet(estimator.fit, seen, None, masses)
-        if sampled:
-            return arrays.lloyd(blocks, sample_weight, estimator.cluster_centers_, 1)
-        return arrays.codebook(blocks, estimator.labels_, sample_weight)
+        if len(blocks) <= few:
+            labels = self._fitted(blocks, sample_weight, clusters, before).labels_
+            return arrays.codebook(blocks, labels, sample_weight)
+        drawn = landmarks.drawn(len(blocks), sample_weight, few, self.seed)
+        found = self._fitted(blocks[drawn], None, clusters, before).cluster_centers_
+        return arrays.lloyd(blocks, sample_weight, found, 1)
 
-    def _estimator(self, clusters: int, before: np.ndarray | None) -> Any:
+    def _fitted(
+        self,
+        blocks: np.ndarray,
+        weight: np.ndarray | None,
+        clusters: int,
+        before: np.ndarray | None,
+    ) -> Any:
+        import threadpoolctl
         from sklearn import cluster
 
-        return cluster.KMeans(
+        estimator = cluster.KMeans(
             clusters,
             init="k-means++" if before is None else before,
             n_init=1,
             max_iter=self.max_iterations,
             random_state=self.seed,
         )
+        # One thread: with more, the order in which partial sums are added changes from run to run.
+        with threadpoolctl.threadpool_limits(limits=1):
+            return arrays.quiet(estimator.fit, blocks, None, weight)
