@@ -43,9 +43,10 @@ import numpy as np
 import resnet8_int8
 import resnet8_training
 import tensorflow as tf
+from resnet8_training import AUGMENT, BATCH, SEED
 
 import tfcompress as tfc
-from tfcompress.data.batches import Augment, evaluation_batches, steps_per_epoch, training_batches
+from tfcompress.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from tfcompress.data.images import read_folder
 from tfcompress.pipeline.fit import Resume
 from tfcompress.pipeline.state import State
@@ -55,10 +56,6 @@ SCORES = ("magnitude", "gradient", "bn_scale", "geometric_median", "hessian", "r
 RATIOS = (1.3, 1.6, 2.1, 3.0, 4.0)
 HEADLINE = 2.1
 MOST_POINTS_LOST = 0.6
-BATCH = 128
-SEED = 0
-AUGMENT = Augment(shift=4, flip=True)
-VERSIONS = 10  # of each image, whose soft labels a teacher gives
 OPTIMIZERS = {
     "adam": keras.optimizers.Adam,
     # Decoupled: of the learning rate's size, as 5e-4 in the loss is with momentum.
@@ -266,62 +263,32 @@ class Work:
         state = State.read(path, fingerprint) or State(fingerprint, 0, {}, 0.0, [], [])
         resume = Resume(state, path, name, epochs, lambda line: print(line, flush=True))
         if state.epoch < epochs:
-            resnet8_training.convolve_in_bfloat16(self.bfloat16)
-            trained.fit(
-                self.taught_batches(point, teachers, epochs, state.epoch, seed),
-                steps_per_epoch=steps,
-                epochs=epochs,
-                initial_epoch=state.epoch,
-                validation_data=evaluation_batches(self.images, "validation").map(
-                    resnet8_training.with_truth
-                ),
-                callbacks=[resume],
-                shuffle=False,
-                verbose=0,
-            )
-            resnet8_training.convolve_in_bfloat16(False)
+            validation = evaluation_batches(self.images, "validation")
+            with resnet8_training.convolutions_in_bfloat16(self.bfloat16):
+                trained.fit(
+                    self.batches(point, teachers, epochs, state.epoch, seed),
+                    steps_per_epoch=steps,
+                    epochs=epochs,
+                    initial_epoch=state.epoch,
+                    validation_data=validation.map(resnet8_training.with_truth),
+                    callbacks=[resume],
+                    shuffle=False,
+                    verbose=0,
+                )
         else:
             resume.restore(trained)
         resnet8_training.take_back(model, trained)
 
-    def taught_batches(self, point, teachers, epochs, first, seed):
-        """Returns the batches from epoch `first` on: images, and (n, 1 + CLASSES): the class, then
-        the probabilities that the teachers of these names give each class, or the truth.
-
-        Teachers see `VERSIONS` epochs, which are gone through again and again.
-        """
-        if not teachers:
-            return training_batches(self.images, BATCH, epochs, first, seed, AUGMENT).map(
-                resnet8_training.with_truth
+    def batches(self, point, teachers, epochs, first, seed):
+        """Returns the batches from epoch `first` on: images, and classes beside soft labels."""
+        if teachers:
+            paths = [self.folder / f"{name}.keras" for name in teachers]
+            return resnet8_training.taught_batches(
+                self.images, paths, self.folder, first, seed, point.mixup
             )
-        batches = training_batches(self.images, BATCH, VERSIONS, 0, seed, AUGMENT)
-        words = [f"seed{seed}"]
-        if point.mixup:
-            words.append("mixup")
-            batches = resnet8_training.mixed(batches, seed)
-        found = [self.soft_labels(name, batches, "-".join([name, *words])) for name in teachers]
-        soft = tf.data.Dataset.from_tensor_slices(resnet8_training.geometric_mean(found))
-        pairs = tf.data.Dataset.zip(batches, soft).map(
-            lambda pair, p: (pair[0], resnet8_training.beside(pair[1], p))
+        return training_batches(self.images, BATCH, epochs, first, seed, AUGMENT).map(
+            resnet8_training.with_truth
         )
-        return pairs.repeat().skip(first % VERSIONS * steps_per_epoch(self.images, BATCH))
-
-    def soft_labels(self, teacher, batches, name):
-        """Returns the teacher's probabilities for each batch, computed once."""
-        path = self.folder / f"{name}.npy"
-        if not path.exists():
-            model = resnet8_training.to_train(
-                keras.models.load_model(self.folder / f"{teacher}.keras")
-            )
-            steps = VERSIONS * steps_per_epoch(self.images, BATCH)
-            resnet8_training.convolve_in_bfloat16(self.bfloat16)
-            found = model.predict(batches, steps=steps, verbose=0)
-            resnet8_training.convolve_in_bfloat16(False)
-            np.save(
-                path.with_suffix(".part.npy"), found.reshape(steps, BATCH, resnet8_training.CLASSES)
-            )
-            path.with_suffix(".part.npy").rename(path)
-        return np.load(path)
 
     def accuracy(self, model, split):
         x, y = self.images.split(split)

@@ -77,9 +77,7 @@ class Bench(resnet8_quantization.Bench):
         """Returns a copy of the model that is clustered while it trains."""
         model = keras.models.clone_model(self.model)
         model.set_weights(self.model.get_weights())
-        rules = [*arguments.pop("rules", []), {"layers": "teacher/.*", "skip": "it teaches"}]
-        callback = tfc.ClusterOnSchedule(**arguments, rules=rules)
-        self.train(model, name, epochs, *self.how, [callback])
+        self.train(model, name, epochs, *self.how, [tfc.ClusterOnSchedule(**arguments)])
         return model
 
     @property

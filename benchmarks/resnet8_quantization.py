@@ -16,7 +16,7 @@ Rows (`--rows`):
     qat_int4         the same with 4-bit weights, and for longer
     qat_mixed        the same in the bits of the row `mixed`
 
-Rows that train are taught by the float model as well.
+Rows that train are taught by the float model as well, or by the mean of `--teachers`.
 
 Every file sees the 10,000 test images once, on the LiteRT interpreter. A tenth of the training
 images is held out: on these every choice is made (how ranges are found, which epoch's weights).
@@ -36,10 +36,11 @@ import keras
 import numpy as np
 import resnet8_training
 import tensorflow as tf
+from resnet8_training import SEED
 
 import tfcompress as tfc
 from tfcompress import tflite
-from tfcompress.data.batches import steps_per_epoch, training_batches
+from tfcompress.data.batches import steps_per_epoch
 from tfcompress.recipe.optimizer import learning_rate_at
 
 # Points that a row may lose against float32; None: it is there to be compared with.
@@ -63,7 +64,6 @@ TRAINING = {
     "qat_mixed": (4, 5e-5, 1.0),
 }
 FEWER_BYTES = 0.35
-BATCH, SEED = 128, 0
 POST_TRAINING = {
     "float32": [{"scheme": "float32"}],
     "int8": [
@@ -196,8 +196,7 @@ class Bench:
         model = tfc.fold_batch_norm(self.model)
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:512]
         data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
-        rules = [{"layers": "teacher/.*", "skip": "it teaches"}]
-        rounding = tfc.RoundIteratively(4, data=data, rules=rules)
+        rounding = tfc.RoundIteratively(4, data=data)
         self.train(model, "iterative_int4", *self.training("iterative_int4"), [rounding])
         words = {"scheme": "int4", "target": "reference"}
         tried = [{**words, "ranges": word} for word in ("min_max", "mse", "percentile")]
@@ -224,26 +223,27 @@ class Bench:
         return self.converted(model, given), {**words, **given}
 
     def train(self, model, name, epochs, rate, distill, callbacks):
-        """Trains the model in place, taught by the float model as well; goes on after a kill."""
+        """Trains the model in place, with the teachers' soft labels; goes on after a kill."""
         options = self.options
-        trained = taught(model, tfc.fold_batch_norm(self.model))
-        steps = min(steps_per_epoch(self.images, BATCH), options.steps or 10**9)
-        trained.compile(
+        steps = min(steps_per_epoch(self.images, resnet8_training.BATCH), options.steps or 10**9)
+        model.compile(
             keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
-            loss=of_both(resnet8_training.soft_label_loss(distill, options.temperature)),
-            metrics=[of_both(resnet8_training.accuracy)],
+            loss=resnet8_training.soft_label_loss(distill, options.temperature),
+            metrics=[resnet8_training.accuracy],
             jit_compile=False,
         )
         backup = keras.callbacks.BackupAndRestore(options.output / f"{name}.backup")
-        resnet8_training.convolve_in_bfloat16(options.bfloat16)
-        trained.fit(
-            training_batches(self.images, BATCH, epochs, 0, SEED, channel_pruning.AUGMENT),
-            steps_per_epoch=steps,
-            epochs=epochs,
-            callbacks=[*callbacks, backup, _Tell(name)],
-            verbose=0,
-        )
-        resnet8_training.convolve_in_bfloat16(False)
+        with resnet8_training.convolutions_in_bfloat16(options.bfloat16):
+            model.fit(
+                resnet8_training.taught_batches(
+                    self.images, options.teachers or [options.baseline], options.output, steps=steps
+                ),
+                steps_per_epoch=steps,
+                epochs=epochs,
+                callbacks=[*callbacks, backup, _Tell(name)],
+                shuffle=False,
+                verbose=0,
+            )
         model.save(options.output / f"{name}.keras")
 
     def accuracies(self, content):
@@ -268,27 +268,6 @@ class _Tell(keras.callbacks.Callback):
         parts = ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
         seconds = time.perf_counter() - self._started
         print(f"  {self._name}, epoch {epoch + 1}: {parts} ({seconds:.0f} s)", flush=True)
-
-
-def taught(student, teacher):
-    """Returns a model whose outputs are the student's probabilities, then the teacher's."""
-    teacher.name = "teacher"
-    teacher.trainable = False
-    inputs = keras.Input(student.input_shape[1:])
-    both = keras.tree.flatten([student(inputs), teacher(inputs, training=False)])
-    return keras.Model(inputs, keras.layers.Concatenate()(both))
-
-
-def of_both(function):
-    """Returns a loss or metric of what `taught` puts out; the classes come as integers."""
-    classes = resnet8_training.CLASSES
-
-    def both(y, outputs):
-        given = resnet8_training.beside(y, outputs[:, classes:])
-        return function(given, outputs[:, :classes])
-
-    both.__name__ = function.__name__
-    return both
 
 
 def report(rows, wanted):
@@ -321,6 +300,12 @@ def parser(description, rows, name):
     )
     add = words.add_argument
     add("--baseline", type=pathlib.Path, required=True)
+    add(
+        "--teachers",
+        nargs="+",
+        type=pathlib.Path,
+        help="models whose soft labels teach; of several the mean counts (default: the baseline)",
+    )
     add("--data", type=pathlib.Path, default=shared / "data" / "cifar10-jpeg.tar.gz")
     add("--images", type=pathlib.Path, help="folder in which images.npz lies or will")
     add("--output", type=pathlib.Path, default=pathlib.Path("runs") / name)

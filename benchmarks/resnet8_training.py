@@ -1,10 +1,52 @@
 """Training of ResNet-8 on processors: batches with soft labels, and kernels that are fast there."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.data.batches import Augment, steps_per_epoch, training_batches
+
 CLASSES = 10
+BATCH = 128
+SEED = 0
+AUGMENT = Augment(shift=4, flip=True)
+VERSIONS = 10  # of each image, whose soft labels a teacher gives
+
+
+def taught_batches(images, teachers, folder, first=0, seed=SEED, mixup=False, steps=None):
+    """Returns endless batches from epoch `first` on: images, and (n, 1 + CLASSES): the class, then
+    the probabilities that the teachers, `.keras` files, give each class.
+
+    Teachers see `VERSIONS` epochs of `steps`, which are gone through again and again; what they
+    say is computed once and kept in the folder. `mixup` mixes the images in pairs.
+    """
+    steps = steps or steps_per_epoch(images, BATCH)
+    batches = training_batches(images, BATCH, VERSIONS, 0, seed, AUGMENT)
+    words = [f"seed{seed}"]
+    if mixup:
+        words.append("mixup")
+        batches = mixed(batches, seed)
+    total = VERSIONS * steps
+    found = [
+        _soft_labels(path, batches, total, folder / ("-".join([path.stem, *words]) + ".npy"))
+        for path in teachers
+    ]
+    soft = tf.data.Dataset.from_tensor_slices(geometric_mean(found))
+    pairs = tf.data.Dataset.zip(batches, soft).map(lambda pair, p: (pair[0], beside(pair[1], p)))
+    return pairs.repeat().skip(first % VERSIONS * steps)
+
+
+def _soft_labels(teacher, batches, steps, path):
+    """Returns the teacher's probabilities for each batch, from the file if it is there."""
+    if not path.exists():
+        model = to_train(keras.models.load_model(teacher, compile=False))
+        found = model.predict(batches, steps=steps, verbose=0)
+        part = path.with_suffix(".part.npy")
+        np.save(part, found.reshape(steps, BATCH, CLASSES))
+        part.rename(path)
+    return np.load(path)
 
 
 def beside(y, probabilities):
@@ -56,8 +98,15 @@ def accuracy(y, outputs):
     return keras.metrics.sparse_categorical_accuracy(y[:, 0], outputs)
 
 
-def convolve_in_bfloat16(on):
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
+@contextlib.contextmanager
+def convolutions_in_bfloat16(on):
+    """While it is open, functions that TensorFlow traces convolve in bfloat16, if `on` says so."""
+    word = "auto_mixed_precision_onednn_bfloat16"
+    tf.config.optimizer.set_experimental_options({word: on})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({word: False})
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
