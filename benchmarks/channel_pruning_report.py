@@ -15,7 +15,7 @@ def write(folder, baseline):
     rows = jsonl.read(folder / "results.jsonl")
     first = next(row for row in rows if row["name"] == baseline)
     print(
-        f"\n{'':<30}{'epochs':>7}{'MACs':>12}{'fewer':>8}{'weights':>9}{'pruned':>9}"
+        f"\n{'':<52}{'epochs':>7}{'MACs':>12}{'fewer':>8}{'weights':>9}{'pruned':>9}"
         f"{'validation':>12}{'test':>9}{'lost':>7}"
     )
     for row in sorted(rows, key=lambda row: (row["stage"], row["score"], -row["macs"])):
@@ -23,7 +23,7 @@ def write(folder, baseline):
         title += "".join(f" {word}" for word in how(row))
         epochs, fewer = row["epochs"] * row["cycles"], first["macs"] / row["macs"]
         print(
-            f"{title:<30}{epochs:>7}{row['macs']:>12,}{fewer:>7.2f}x"
+            f"{title:<52}{epochs:>7}{row['macs']:>12,}{fewer:>7.2f}x"
             f"{row['parameters']:>9,}{row['pruned']:>8.2f}%{row['validation']:>11.2f}%"
             f"{row['test']:>8.2f}%{first['test'] - row['test']:>+7.2f}"
         )
@@ -33,10 +33,13 @@ def write(folder, baseline):
 
 
 def how(row):
-    """Returns the words that say in which order channels went, where it is not the plain one."""
+    """Returns the words that tell the row from the plain one."""
     scope, per = row.get("scope", "global"), row.get("per")
     words = ([] if scope == "global" else [scope]) + ([f"per {per}"] if per else [])
-    return words + (["without layers"] if row.get("drop") else [])
+    words += ["without layers"] if row.get("drop") else []
+    teachers = "+".join(map(str, row.get("teacher") or [1]))
+    words += [f"teachers {teachers}"] if row["distill"] and teachers != "1" else []
+    return words + (["mixup"] if row.get("mixup") else [])
 
 
 def draw(rows, baseline, path):
