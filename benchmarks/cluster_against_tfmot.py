@@ -74,7 +74,10 @@ NETWORKS = {
         epochs=1,
         options={
             "tfmot": {"preserve_sparsity": False, "per_channel": True},
-            "tfcompress": {"method": "kmeans", "per": "channel"},
+            "tfcompress": {
+                **MNIST.options["tfcompress"],
+                "rules": [{"layers": "conv.*", "per": "channel"}],
+            },
         },
     ),
 }

@@ -76,6 +76,14 @@ POST_TRAINING = {
             ("percentile", "nearest"),
             ("percentile", "adaround"),
         )
+    ]
+    + [
+        {
+            "scheme": "int8",
+            "ranges": "percentile",
+            "rounding": "adaround",
+            "search_ranges": True,
+        }
     ],
     "int16x8": [{"scheme": "int16x8"}],
     "int4_nearest": [{"scheme": "int4", "target": "reference"}],
@@ -86,9 +94,10 @@ POST_TRAINING = {
             "rounding": "adaround",
             "weight_ranges": weights,
             "ranges": word,
+            "search_ranges": searched,
         }
         for weights in ("min_max", "mse")
-        for word in ("mse", "percentile")
+        for word, searched in (("mse", False), ("percentile", False), ("percentile", True))
     ],
 }
 
@@ -172,18 +181,19 @@ class Bench:
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2000]
         limit = int((1 - FEWER_BYTES) * self.rows()["int8"]["bytes"])
         adaround = {"rounding": "adaround", "weight_ranges": "mse"}
+        words = {"samples": self.samples, "ranges": "percentile"}
         found = tfc.mixed_precision(
             self.model,
             self.images.prepare(self.images.x_train[chosen]),  # no labels: float's outputs count
             ({"int8": {"rounding": "adaround"}}, {"int4": adaround}),
             max_bytes=limit,
-            samples=self.samples,
             most=len(chosen),
-            ranges="percentile",
+            **words,
         )
         print(found, flush=True)
         found.plot().savefig(self.options.output / "mixed.png")
-        return found.flatbuffer, found.chosen.schemes
+        content = tfc.convert(self.model, "mixed", rules=found.rules, search_ranges=True, **words)
+        return content, found.chosen.schemes
 
     def training(self, row):
         """Returns epochs, rate and the soft labels' share, as the row or the command line has

@@ -72,7 +72,8 @@ def test_the_words_of_convert_are_flags(model, here, capsys):
     (here / "rules.yaml").write_text('- {layers: ".*conv.*", scheme: float16}\n')
     words = ["net.keras", "--data", "digits", "--samples", "16"]
     mixed = [*words, "--scheme", "mixed", "--rules", "rules.yaml", "--output", "m.tflite"]
-    chosen = [*words, "--rounding", "{kmeans: {clusters: 4}}", "--ranges", "mse", "--equalize"]
+    chosen = [*words, "--rounding", "{kmeans: {clusters: 4}}", "--ranges", "mse", "--search_ranges"]
+    chosen += ["--equalize"]
     assert export.main(mixed) == export.main([*chosen, "--correct-bias"]) == 0
     assert {"FLOAT16", "INT8"} <= set(tflite.audit("m.tflite").tensors)
     audit = tflite.audit("net.tflite")

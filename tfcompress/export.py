@@ -64,6 +64,13 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean(
+    "search_ranges",
+    False,
+    "Then widen and narrow each activation's range as the file's outputs come nearer to float's on "
+    "the samples (int8, int16x8, int4, mixed): slow.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
     "equalize", False, "First give a layer's channels weights of like ranges.", flag_values=FLAGS
 )
 flags.DEFINE_boolean(
@@ -157,6 +164,8 @@ def _words(options: flags.FlagValues) -> dict[str, Any]:
     words = {word: recipe.read_value(text, f"--{word}") for word, text in given.items()}
     if options.rules:
         words["rules"] = recipe.read_rules(options.rules)
+    if options.search_ranges:
+        words["search_ranges"] = True
     tflite.Request(options.scheme, **words)
     fits = not options.correct_bias or options.scheme in ("dynamic", "int8", "int16x8")
     rule = "is for the schemes dynamic, int8 and int16x8: others do not say the bits of all weights"

@@ -149,6 +149,20 @@ def test_datasets_are_samples(kind, dataset):
     assert tflite.convert(model, "int8", samples=dataset.take(200)) == expected
 
 
+def test_of_long_arrays_samples_come_from_everywhere():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    rising = np.repeat(np.arange(4000.0)[:, np.newaxis], 2, axis=1)
+    (tensor,) = tflite.audit(tflite.convert(model, "int8", rising)).inputs
+    assert tensor["scale"] == pytest.approx(3999 / 255)
+
+
+def test_inputs_need_as_many_samples():
+    ends = [keras.Input((2,)), keras.Input((2,))]
+    model = keras.Model(ends, layers.Dense(2)(layers.Add()(ends)))
+    with pytest.raises(InputError, match=r"as many rows for each input. Received: \[2000, 1500\]"):
+        tflite.convert(model, "int8", [np.ones((2000, 2)), np.ones((1500, 2))])
+
+
 def test_a_recurrent_model_converts_or_says_what_to_do():
     samples = RANDOM.normal(size=(8, 5, 3)).astype(np.float32)
 

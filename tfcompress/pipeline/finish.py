@@ -86,7 +86,8 @@ def finish(
     if export.search is not None:
         say("search: a scheme for each layer")
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-        given = dict(export.search) | {k: word for k, word in export.words.items() if k != "rules"}
+        last = ("rules", "search_ranges")  # for the file of the rules that are found
+        given = dict(export.search) | {k: w for k, w in export.words.items() if k not in last}
         found = mixed_precision(model, data, loss=loss, samples=samples, **given)
         words["rules"] = found.rules
     after = _row(model, words, resolved, data, samples, beside / "model.tflite")

@@ -101,6 +101,7 @@ class Export(Keys):
     rules: list[dict[str, Any]] = []
     activations: str | None = None
     target: str = "xnnpack"
+    search_ranges: bool = False
     search: Search | None = None
 
     @pydantic.model_validator(mode="after")

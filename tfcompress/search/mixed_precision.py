@@ -59,7 +59,8 @@ def mixed_precision(
         samples: for the activations' ranges, as `convert` takes them; None: 200 of the data.
         most: rows of the data that every file is run on.
         points: of the front, at least 2.
-        arguments: further ones of `convert`: `ranges`, `activations`, `target`.
+        arguments: further ones of `convert`: `ranges`, `activations`, `target`; `search_ranges` is
+            for the last file alone, made by `convert` with the rules found.
 
     Raises:
         InputError: limits that cannot be kept (the best that can be is named), unknown schemes,
@@ -84,6 +85,9 @@ def mixed_precision(
     limit, names, options = checked(schemes, limits)
     require(points >= 2, f"points of {_OWNER}", "must be at least 2", points=points)
     require(most >= 1, f"most of {_OWNER}", "must be at least 1", most=most)
+    rule = "must be left out, for time: give it to `convert` with the rules found"
+    searched = arguments.get("search_ranges", False)
+    require(not searched, f"search_ranges of {_OWNER}", rule, search_ranges=searched)
     paths = list(dict.fromkeys(kernel.layer_path for kernel in weights.kernels(model)))
     require(paths, f"Model '{model.name}'", "must have layers with kernels")
     trials = Trials(model, data, loss, samples, options, arguments, most)

@@ -18,17 +18,22 @@ _BYTES_AT_A_TIME = 1 << 30
 
 
 class Ranges:
-    """The range of each tensor: learned in training, or by a method of `RANGES` as observed."""
+    """The range of each tensor: learned in training, or by a method of `RANGES` as observed.
+
+    `factors`: by how much an observed range is widened.
+    """
 
     def __init__(
         self,
         method: Any = None,
         states: Mapping[int, Any] | None = None,
         learned: Mapping[int, tuple[float, float]] | None = None,
+        factors: Mapping[int, float] | None = None,
     ):
         self._method = method
         self._states = states or {}
         self.learned = learned or {}
+        self.factors = factors or {}
 
     def __contains__(self, tensor: int) -> bool:
         return tensor in self._states or tensor in self.learned
@@ -38,7 +43,18 @@ class Ranges:
         if tensor in self.learned:
             return self.learned[tensor]
         low, high = self._method.bounds(self._states[tensor], codes(bits))
-        return float(low[0]), float(high[0])
+        factor = self.factors.get(tensor, 1.0)
+        return factor * float(low[0]), factor * float(high[0])
+
+    def scaled(self, tensor: int, factor: float) -> "Ranges":
+        """Returns these ranges, that of one tensor widened by the factor."""
+        factors = {**self.factors, tensor: self.factors.get(tensor, 1.0) * factor}
+        return Ranges(self._method, self._states, self.learned, factors)
+
+    @property
+    def observed(self) -> list[int]:
+        """The tensors whose ranges were not learned."""
+        return sorted(self._states)
 
 
 def observed(

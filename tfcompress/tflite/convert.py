@@ -41,6 +41,7 @@ def convert(
     rules: Sequence[Mapping[str, Any]] = (),
     activations: str | None = None,
     target: str = "xnnpack",
+    search_ranges: bool = False,
 ) -> bytes:
     """Returns the model as the content of a `.tflite` file; the model stays as it is.
 
@@ -58,8 +59,9 @@ def convert(
             `sparse_inference_report` says so).
         samples: what the integer schemes take the activations' ranges from, as the model sees it:
             an array (n, ...), a list of arrays for several inputs, or a `tf.data.Dataset`,
-            batched or not, with or without labels; at most 1,000 samples are read. Not needed
-            after `quantize_aware`. The comparison uses 64 of them, or random inputs.
+            batched or not, with or without labels; at most 1,000 samples are read, of longer
+            arrays 1,000 spread over all. Not needed after `quantize_aware`. The comparison uses 64
+            of them, or random inputs.
         keep_names: leave the inner tensors' names in the file.
         rounding: a name or method of `quantization.ROUNDINGS`, which chooses the weights' integers:
             nearest, truncate, stochastic, max_plus_one, kmeans, or adaround (needs samples).
@@ -77,6 +79,9 @@ def convert(
             much time, few bytes). tflm: 4 bits for convolutions, which is what TFLite Micro
             computes. reference: 4 bits wherever LiteRT has a kernel at all, fast or not. A layer
             that a rule gives int4 has it wherever there is a kernel.
+        search_ranges: then widen and narrow each activation's range as the file's outputs come
+            nearer to float's on the samples, a few hundred of them: about five runs of them all
+            for each layer.
 
     Raises:
         InputError: unknown words; weights or samples that are not finite; samples missing, too few
@@ -93,7 +98,15 @@ def convert(
                                  rules=[{"layers": "block_1.*", "scheme": "float16"}])
     """
     request = Request(
-        scheme, rounding, ranges, weight_ranges, granularity, rules, activations, target
+        scheme,
+        rounding,
+        ranges,
+        weight_ranges,
+        granularity,
+        rules,
+        activations,
+        target,
+        search_ranges,
     )
     check_finite(model)
     inference, drawn = _inference(model)

@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfcompress import rules
 from tfcompress.errors import InputError, require
 from tfcompress.quantization import LayerInputs
-from tfcompress.tflite import calibration, quantizer
+from tfcompress.tflite import calibration, quantizer, range_search
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.calibration import Ranges
 from tfcompress.tflite.equivalents import (
@@ -22,7 +22,7 @@ from tfcompress.tflite.equivalents import (
     as_multiplications,
     is_pointwise,
 )
-from tfcompress.tflite.kernels import Stored, store, stored_as_learned
+from tfcompress.tflite.kernels import Method, Stored, store, stored_as_learned
 from tfcompress.tflite.markers import Marked, Unit, is_learned
 from tfcompress.tflite.operators import INT4_KERNELS, KERNELS, Way, way
 from tfcompress.tflite.quantizer import DYNAMIC, INT16, Mode
@@ -83,9 +83,11 @@ def quantized(
     )
     _check_samples(model, plan, samples)
     ranges = _ranges(plan, request, samples)
+    if request.search_ranges and samples is not None:
+        write = functools.partial(quantizer.quantize, plan.content, plan.modes, store=plan.nearest)
+        ranges = range_search.search(write, ranges, ranges.observed, plan.content, samples)
     stores = _Stores(plan, samples)
-    content = quantizer.quantize(plan.content, plan.modes, ranges, stores)
-    return content, plan.shortfalls
+    return quantizer.quantize(plan.content, plan.modes, ranges, stores), plan.shortfalls
 
 
 class _Plan:
@@ -141,6 +143,13 @@ class _Plan:
             for number, mode in enumerate(self.modes)
             if mode.weight_bits and self.operator(number) in KERNELS
         ]
+
+    def nearest(
+        self, number: int, kernel: np.ndarray, bias: np.ndarray | None, scale: float
+    ) -> Stored:
+        """Returns a kernel in 8 bits, to try ranges with: one fitted to the samples, or of 4 bits,
+        has errors that ranges would make up for, and those of other samples are others."""
+        return store(kernel, self.operator(number), 8, Method(), None, bias, scale)
 
     def _mode(self, number: int) -> Mode:
         choice = self._with_learned_bits(number, self.choices[number])

@@ -53,6 +53,7 @@ class Request:
     rules: Sequence[Mapping[str, Any]] = ()
     activations: str | None = None
     target: str = "xnnpack"
+    search_ranges: bool = False
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -69,6 +70,10 @@ class Request:
             RANGES.create(self.ranges)
         _method(self._words(), "convert")
         self._check_words_fit()
+        floats = self.scheme == "dynamic" or self.activations in (DYNAMIC, FLOAT32)
+        rule = "needs a scheme with integer activations: int8, int16x8, int4 or mixed"
+        given = {"scheme": self.scheme, "activations": self.activations}
+        require(not (self.search_ranges and floats), "search_ranges", rule, **given)
 
     @property
     def plain(self) -> bool:
@@ -121,7 +126,7 @@ class Request:
 
     def words(self) -> dict[str, Any]:
         """Returns the words that choose integers, None where one is not given."""
-        return {key: getattr(self, key) for key in (*_METHOD_KEYS, "ranges")}
+        return {**self._words(), "ranges": self.ranges, "search_ranges": self.search_ranges or None}
 
     def _words(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in _METHOD_KEYS}
