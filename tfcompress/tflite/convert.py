@@ -80,8 +80,8 @@ def convert(
             computes. reference: 4 bits wherever LiteRT has a kernel at all, fast or not. A layer
             that a rule gives int4 has it wherever there is a kernel.
         search_ranges: then widen and narrow each activation's range as the file's outputs come
-            nearer to float's on the samples, a few hundred of them: about five runs of them all
-            for each layer.
+            nearer to float's on the samples, a few hundred of them. All of them run some ten times
+            for each tensor.
 
     Raises:
         InputError: unknown words; weights or samples that are not finite; samples missing, too few

@@ -85,7 +85,7 @@ def quantized(
     ranges = _ranges(plan, request, samples)
     if request.search_ranges and samples is not None:
         write = functools.partial(quantizer.quantize, plan.content, plan.modes, store=plan.nearest)
-        ranges = range_search.search(write, ranges, ranges.observed, plan.content, samples)
+        ranges = range_search.search(write, ranges, plan.content, samples)
     stores = _Stores(plan, samples)
     return quantizer.quantize(plan.content, plan.modes, ranges, stores), plan.shortfalls
 

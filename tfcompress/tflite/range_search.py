@@ -1,6 +1,7 @@
 """Ranges of activations that bring a file's outputs as near as they can to those of float."""
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,11 +17,10 @@ _LEAST_GAIN = 0.002  # what samples gain by less may be their own
 def search(
     written: Callable[[Ranges], bytes],
     ranges: Ranges,
-    tensors: Iterable[int],
     reference: bytes,
     samples: Sequence[np.ndarray],
 ) -> Ranges:
-    """Returns the ranges, each widened or narrowed as the outputs want it.
+    """Returns the ranges, each that was not learned widened or narrowed as the outputs want it.
 
     Coordinate descent: the range of one tensor after another is multiplied by each of `_STEPS` as
     long as that brings the outputs nearer on the samples; all of them twice. Nearer is the smaller
@@ -28,27 +28,29 @@ def search(
 
     Args:
         written: makes the file of given ranges.
-        tensors: whose ranges may change.
         reference: the float file; samples: for each input an array (n, ...).
     """
     wanted = _outputs(reference, samples)
     content = written(ranges)
     least = _error(content, wanted, samples)
-    for tensor, step in [(t, s) for _ in range(_SWEEPS) for t in tensors for s in _STEPS]:
-        while True:
-            tried = ranges.scaled(tensor, step)
-            other = written(tried)
-            # An unchanged file: a kernel dictates the range.
-            error = least if other == content else _error(other, wanted, samples)
-            if error >= least * (1 - _LEAST_GAIN):
-                break
-            ranges, content, least = tried, other, error
+    for _ in range(_SWEEPS):
+        before = ranges
+        for tensor, step in itertools.product(ranges.observed, _STEPS):
+            while True:
+                tried = ranges.scaled(tensor, step)
+                other = written(tried)
+                # An unchanged file: a kernel dictates the range.
+                error = least if other == content else _error(other, wanted, samples)
+                if error >= least * (1 - _LEAST_GAIN):
+                    break
+                ranges, content, least = tried, other, error
+        if ranges is before:
+            break
     return ranges
 
 
 def _outputs(content: bytes, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    given = samples[0] if len(samples) == 1 else list(samples)
-    found = interpreter.run(content, given)
+    found = interpreter.run(content, list(samples))
     return found if isinstance(found, list) else [found]
 
 
