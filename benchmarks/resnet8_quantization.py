@@ -167,6 +167,7 @@ class Bench:
         losses = []
         for content, words in tried:
             found = np.maximum(self.predictions(content, "validation"), 1 / 512)
+            found /= found.sum(axis=-1, keepdims=True)  # or else too sure a file would be near
             ratio = np.log(np.maximum(self.expected, 1e-7) / found)
             losses.append(float(np.mean(np.sum(self.expected * ratio, axis=-1))))
             print(f"  {words}: divergence {losses[-1]:.5f}", flush=True)
