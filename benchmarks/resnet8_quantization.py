@@ -237,6 +237,8 @@ class Bench:
         """Trains the model in place, with the teachers' soft labels; goes on after a kill."""
         options = self.options
         steps = min(steps_per_epoch(self.images, resnet8_training.BATCH), options.steps or 10**9)
+        for variable in model.trainable_variables:
+            variable.regularizer = None  # its pull is many times that of what rounding changes
         model.compile(
             keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
             loss=resnet8_training.soft_label_loss(distill, options.temperature),
