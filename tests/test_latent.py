@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfcompress import clustered, latent
+from tfcompress import clustered, lookup
 from tfcompress.latent import Latent
 
 
@@ -27,8 +27,13 @@ def of_scalars(w, places, columns, gradients="mean"):
 
 @pytest.mark.parametrize(
     ("gradients", "expected"),
-    # The mean moves the first entry to 0.875, from which 1.75 is farther than from 2.5.
-    [("mean", [0.875, 2.5, 2.5, 2.5]), ("sum", [1.25, 1.25, 2.5, 2.5])],
+    # The mean moves the first entry to 0.875, from which 1.75 is farther than from 2.5. Over the
+    # root of 2 it goes 0.75 / 1.414 = 0.53 far: as far as one step of its two weights' 0 and 0.75.
+    [
+        ("mean", [0.875, 2.5, 2.5, 2.5]),
+        ("sum", [1.25, 1.25, 2.5, 2.5]),
+        ("root", [1.030330, 1.030330, 2.5, 2.5]),
+    ],
 )
 def test_a_step_moves_latent_values_and_entries_and_then_weights_change_places(gradients, expected):
     # Entries 0.5 and 2.5; the second weight's step takes its latent value from 1.0 to 1.75.
@@ -104,7 +109,8 @@ def test_each_block_takes_the_nearest_entry(shape, block, per, seed):
 @pytest.mark.parametrize(
     "options", [{}, {"per": "channel"}, {"block": (2, 1)}, {"block": (3, 2)}], ids=str
 )
-def test_a_large_kernel_s_compiled_step_is_that_of_a_small_one(options, monkeypatch):
+@pytest.mark.parametrize("gradients", ["mean", "root"])
+def test_a_large_kernel_s_compiled_step_is_that_of_a_small_one(options, gradients, monkeypatch):
     rng = np.random.default_rng(0)
     w = rng.normal(size=(20, 9)).astype(np.float32)
     w[rng.random(w.shape) < 0.2] = 0.0
@@ -113,12 +119,15 @@ def test_a_large_kernel_s_compiled_step_is_that_of_a_small_one(options, monkeypa
     steps = rng.normal(size=(3, *w.shape)).astype(np.float32) / 4
     results = []
     for least in (10_000, 0):
-        monkeypatch.setattr(latent, "_COMPILED_FROM", least)
-        form = Latent(w.shape, clustered.layout(w.shape, plan, (-1,)), 5, "mean")
+        monkeypatch.setattr(lookup, "_LARGE", least)
+        form = Latent(w.shape, clustered.layout(w.shape, plan, (-1,)), 5, gradients)
         form.set(found.places, w)
+        in_graph = tf.function(form.step)
         moved = found.values
         for step in steps:
-            moved = stepped(form, moved + step)
+            moved, kept = in_graph(tf.constant(moved + step))
+            form.remember(kept)
+            moved = moved.numpy()
         results.append((moved, form.places, form.latent))
     for plain, compiled in zip(*results, strict=True):
         np.testing.assert_array_equal(plain, compiled)

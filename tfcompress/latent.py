@@ -7,9 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress import lookup
 from tfcompress.sharing import Sums, decoded, state
-
-_COMPILED_FROM = 10_000  # weights of a kernel
 
 
 class Latent(Sums):
@@ -25,7 +24,7 @@ class Latent(Sums):
         layout: which weights make up each block, int32 (codebooks, blocks, weights of a block):
             positions in the flat kernel, -1 where there is none.
         columns: entries of each codebook.
-        gradients: "mean" or "sum", see `Sums`.
+        gradients: "mean", "sum" or "root", see `Sums`.
 
     Sources: Bengio, Leonard and Courville 2013, "Estimating or propagating gradients through
     stochastic neurons"; van den Oord et al. 2017, "Neural discrete representation learning".
@@ -44,11 +43,6 @@ class Latent(Sums):
         # How far each latent value is above its weight.
         self._above = state(np.zeros(shape, np.float32), "above")
         self._moving = state(np.ones((), bool), "moving")
-        # Compiled it is one pass over the kernel instead of one for each operator; to compile takes
-        # half a second once, which small kernels do not win back.
-        self._move_to_nearest: Any = self._to_nearest
-        if self._back.size >= _COMPILED_FROM:
-            self._move_to_nearest = tf.function(self._to_nearest, jit_compile=True)
 
     def move(self, moving: bool) -> None:
         """Says whether from the next step on blocks take the nearest entry, or keep theirs."""
@@ -120,17 +114,11 @@ class Latent(Sums):
 
     def step(self, w: Any) -> tuple[Any, Any]:
         before, above, places = self.kept
-        # Before the step each weight was its entry. No step gives exactly 0: nothing drifts.
-        count = self._counted(tf.zeros([0], tf.float64))
-        was = tf.cast(tf.cast(before, w.dtype), tf.float64)
-        steps = self._added(tf.cast(w, tf.float64)) - count * was
-        if self.gradients == "mean":
-            steps /= count
-        codebook = before + tf.where(count > 0, steps, 0.0)
+        codebook = before + self._moved(w)
         latent = above + tf.cast(w, tf.float32)
         return tf.cond(
             self._moving.value,
-            lambda: self._move_to_nearest(latent, places, self._sorted(codebook), w.dtype),
+            lambda: self._to_nearest(latent, places, self._sorted(codebook), w.dtype),
             lambda: self._in_place(latent, places, codebook, w.dtype),
         )
 
@@ -147,29 +135,27 @@ class Latent(Sums):
         )
 
     def _in_place(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
-        """Returns the kernel whose weights are in these places, and what is kept."""
-        w = tf.gather(tf.cast(codebook, dtype), places[0])
+        """Returns the kernel whose blocks keep their entries, and what is kept."""
+        w = self._decode(codebook, dtype)
         above = tf.where(places[0] > 0, latent - tf.cast(w, tf.float32), 0.0)
         return w, (codebook, above, places)
 
     def _to_nearest(self, latent: Any, places: Any, codebook: Any, dtype: Any) -> tuple[Any, Any]:
         """Returns the kernel whose blocks take the nearest entries, and what is kept."""
         books, width, columns = self._size
-        entries = tf.reshape(tf.cast(codebook[1:], tf.float32), [books, width, columns])
+        entries = tf.reshape(tf.cast(codebook[1:], dtype), [books, width, columns])
+        near = tf.cast(entries, tf.float32)
         values = self._in_blocks(latent, 0.0)
-        used = self._in_blocks(places[0], 0) > 0
         if width == 1:
-            column = _nearest_scalars(values[..., 0], entries[:, 0])
+            column = lookup.nearest(values[..., 0], near[:, 0])
+            w = lookup.looked_up(column, entries[:, 0])[..., tf.newaxis]
         else:
-            column = _nearest_blocks(values, used, entries)
-        cells = tf.reshape(tf.range(books * width) * columns, [books, 1, width])
-        places = tf.where(used, 1 + cells + column[..., tf.newaxis], 0)
-        places = tf.reshape(places, [-1])
-        if self._in_order:
-            places = tf.reshape(places, self._back.shape)
-        else:
-            places = tf.gather(places, self._back)
-        return self._in_place(latent, places[tf.newaxis], codebook, dtype)
+            column = _nearest_blocks(values, self._in_blocks(places[0], 0) > 0, near)
+            w = tf.gather(tf.transpose(entries, [0, 2, 1]), column, batch_dims=1)
+        first = tf.reshape(1 + tf.range(books * width) * columns, [books, 1, width])
+        found = self._in_kernel(first + column[..., tf.newaxis])
+        w, above, found = _settled(latent, places[0], found, self._in_kernel(w))
+        return w, (codebook, above, found[tf.newaxis])
 
     def _sorted(self, codebook: Any) -> Any:
         """Returns single weights' entries in order, those out of use at the end."""
@@ -186,23 +172,21 @@ class Latent(Sums):
         blocks = tf.gather(tf.reshape(x, [-1]), np.maximum(self._layout, 0))
         return blocks if (self._layout >= 0).all() else tf.where(self._layout >= 0, blocks, filling)
 
-
-def _nearest_scalars(values: Any, entries: Any) -> Any:
-    """Returns which of its codebook's ordered entries (b, k) is nearest to each value (b, n).
-
-    A binary search among the middles between neighbours, one bit of the answer after another.
-    """
-    between = (entries[:, 1:] + entries[:, :-1]) / 2.0
-    bits = (entries.shape[1] - 1).bit_length()
-    missing = 2**bits - entries.shape[1]
-    between = tf.pad(between, [[0, 0], [0, missing]], constant_values=np.inf)
-    column = tf.zeros_like(values, tf.int32)
-    for bit in reversed(range(bits)):
-        middle = tf.gather(between, column + (2**bit - 1), batch_dims=1)
-        column = tf.where(values > middle, column + 2**bit, column)
-    return column
+    def _in_kernel(self, blocks: Any) -> Any:
+        """Returns (codebooks, blocks, weights of a block) as an array of the kernel's shape."""
+        flat = tf.reshape(blocks, [-1])
+        return tf.reshape(flat, self._back.shape) if self._in_order else tf.gather(flat, self._back)
 
 
+@lookup.compiled
+def _settled(latent: Any, before: Any, places: Any, w: Any) -> tuple[Any, Any, Any]:
+    """Returns weights, how far latent values are above them, and places, where there are any."""
+    zero = before == 0
+    above = tf.where(zero, 0.0, latent - tf.cast(w, tf.float32))
+    return tf.where(zero, tf.zeros_like(w), w), above, tf.where(zero, 0, places)
+
+
+@lookup.compiled
 def _nearest_blocks(values: Any, used: Any, entries: Any) -> Any:
     """Returns which entry (b, d, k) is nearest to each block (b, n, d), by the used weights.
 

@@ -11,7 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-GRADIENTS = ("mean", "sum")
+from tfcompress import lookup
+
+GRADIENTS = ("mean", "sum", "root")
 
 
 class Sums:
@@ -26,7 +28,9 @@ class Sums:
         shape: of the kernel.
         levels: codebooks that are added up, at least 1.
         cells, columns: as above; with one level, only their product counts.
-        gradients: "mean", or "sum": `step` moves an entry by the sum of its weights' steps.
+        gradients: how `step` moves an entry: by the "mean" of its weights' steps, by their "sum",
+            or by their sum over the "root" of their number, at most as far as they (root mean
+            square) would have gone themselves.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Sums:
         solver = (self.entries + 1,) if levels == 1 else (cells, columns, columns)
         self._solver = state(np.zeros(solver, np.float64), "solver")
         self._codebook: Any = None
-        if gradients == "sum":
+        if gradients != "mean":
             self._codebook = state(np.zeros(self.entries + 1, np.float64), "codebook")
 
     @property
@@ -90,8 +94,7 @@ class Sums:
         """Returns the kernel after an optimizer's step has made `w` of it, and its codebook."""
         if self._codebook is None:
             return self.nearest(w)
-        before = self._codebook.value
-        codebook = before + self._added(tf.cast(w - self._decode(before, w.dtype), tf.float64))
+        codebook = self._codebook.value + self._moved(w)
         return self._decode(codebook, w.dtype), codebook
 
     def remember(self, kept: Any) -> None:
@@ -105,6 +108,28 @@ class Sums:
         if self._codebook is None:
             return tf.zeros([self.entries + 1], tf.float64)
         return self._codebook.value
+
+    def _moved(self, w: Any) -> Any:
+        """Returns how far each entry goes, by its weights' steps from the codebook's values to
+        `w`."""
+        before = tf.cast(self._codebook.value, w.dtype)
+        if self.levels == 1:
+            # By moments, since to gather where each weight was takes longer. The sum of equal
+            # float32 values is exact in float64: no step gives exactly 0, and nothing drifts.
+            x = tf.cast(w, tf.float64)
+            was = tf.where(tf.math.is_finite(before), tf.cast(before, tf.float64), 0.0)
+        else:
+            x = tf.cast(w - self._decode(before, w.dtype), tf.float64)
+            was = tf.zeros_like(before, tf.float64)
+        count, sums = self._counted(tf.zeros([0], tf.float64)), self._added(x)
+        total = sums - count * was
+        if self.gradients == "sum":
+            return total
+        if self.gradients == "mean":
+            return tf.math.divide_no_nan(total, count)
+        squares = self._added(x * x) - was * (sums + total)
+        reach = tf.sqrt(tf.math.divide_no_nan(tf.maximum(squares, 0.0), count))
+        return tf.clip_by_value(tf.math.divide_no_nan(total, tf.sqrt(count)), -reach, reach)
 
     def _added(self, w: Any) -> Any:
         """Returns the sum over each entry's weights, and 0 for the entry that is zero."""
@@ -128,7 +153,9 @@ class Sums:
 
     def _decode(self, codebook: Any, dtype: Any) -> Any:
         if self.levels == 1:  # nothing to add up: the kernel never exists in float64
-            return tf.gather(tf.cast(codebook, dtype), self._places.value[0])
+            places = tf.reshape(self._places.value, [1, -1])
+            w = lookup.looked_up(places, tf.cast(codebook, dtype)[tf.newaxis])
+            return tf.reshape(w, self._places.shape[1:])
         return tf.cast(tf.reduce_sum(tf.gather(codebook, self._places.value), axis=0), dtype)
 
 

@@ -12,6 +12,9 @@ FORMS = {
     "channel": {"clusters": 3, "per": "channel"},
     "levels": {"clusters": 3, "block": (2, 1), "levels": 2},
     "sum": {"clusters": 4, "gradients": "sum"},
+    "root": {"clusters": 4, "gradients": "root"},
+    "levels, root": {"clusters": 3, "block": (2, 1), "levels": 2, "gradients": "root"},
+    "root, dynamic": {"clusters": 4, "gradients": "root", "update_every": 6},
     "levels, sum, dynamic": {
         "clusters": 3, "block": (2, 1), "levels": 2, "gradients": "sum", "update_every": 6
     },
@@ -45,6 +48,24 @@ def test_sum_moves_a_centroid_by_the_sum_of_its_gradients(data):
         for value in np.unique(old):
             expected[old == value] += (moved - old)[old == value].sum()
         np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert np.abs(found - old).max() > 1e-3
+
+
+def test_root_moves_a_centroid_as_far_as_one_of_its_weights_may_go(data):
+    clustered = tfc.cluster(sgd(), clusters=4).get_weights()
+    batch = data[0][:32], data[1][:32]
+    free = sgd(clustered)
+    fit(free, batch)
+    model = sgd(clustered)
+    fit(model, batch, tfc.ClusterOnSchedule(clusters=4, gradients="root"))
+    for old, moved, found in zip(
+        clustered[::2], free.get_weights()[::2], model.get_weights()[::2], strict=True
+    ):
+        for value in np.unique(old):
+            steps = (moved - old)[old == value]
+            reach = np.sqrt(np.mean(steps**2))
+            step = np.clip(steps.sum() / np.sqrt(len(steps)), -reach, reach)
+            np.testing.assert_allclose(found[old == value], value + step, atol=1e-6)
         assert np.abs(found - old).max() > 1e-3
 
 
@@ -164,7 +185,7 @@ def test_pruning_on_empties_clusters_which_stay_and_are_counted(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gradients": "total"}, "Known: mean, sum"),
+        ({"gradients": "total"}, "Known: mean, root, sum"),
         ({"grid": "int8", "gradients": "sum"}, "trains scales alone"),
         ({"grid": "int8", "update_every": 5}, "trains scales alone"),
         ({"freeze_step": 5}, "is for dynamic clusters"),

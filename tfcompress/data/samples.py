@@ -39,14 +39,15 @@ def to_arrays(samples: Any, specs: Sequence[Any], names: Sequence[str]) -> list[
     lengths = [len(array) for array in arrays if array.ndim]
     if len(set(lengths)) > 1:
         raise InputError(f"Samples must have as many rows for each input. Received: {lengths}")
-    spread = [_spread(array) for array in arrays]
-    return [_check(a, s, n) for a, s, n in zip(spread, specs, names, strict=True)]
+    fewer = [spread(array, MOST) if array.ndim else array for array in arrays]
+    return [_check(a, s, n) for a, s, n in zip(fewer, specs, names, strict=True)]
 
 
-def _spread(array: np.ndarray) -> np.ndarray:
-    if not array.ndim or len(array) <= MOST:
+def spread(array: np.ndarray, most: int) -> np.ndarray:
+    """Returns the array, or of a longer one `most` rows spread evenly over all."""
+    if len(array) <= most:
         return array
-    return array[np.linspace(0, len(array) - 1, MOST).astype(int)]
+    return array[np.linspace(0, len(array) - 1, most).astype(int)]
 
 
 def _by_input(samples: Any, names: Sequence[str]) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress import graph
-from tfcompress.data.samples import to_arrays
+from tfcompress.data.samples import spread, to_arrays
 from tfcompress.errors import InputError
 from tfcompress.models import check_finite
 from tfcompress.tflite import converter, interpreter, markers, nchw, post_training
@@ -268,7 +268,10 @@ def _verify(
     model: keras.Model, content: bytes, scheme: str, samples: Sequence[np.ndarray] | None
 ) -> None:
     engine = interpreter.start(content)
-    inputs = interpreter.noise(engine, 8) if samples is None else [a[:_COMPARED] for a in samples]
+    if samples is None:
+        inputs = interpreter.noise(engine, 8)
+    else:
+        inputs = [spread(array, _COMPARED) for array in samples]
     found = interpreter.run(content, inputs)
     for output in found if isinstance(found, list) else [found]:
         if not np.all(np.isfinite(output)):
