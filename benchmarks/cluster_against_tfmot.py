@@ -57,7 +57,7 @@ MNIST = Settings(
     rates={"tfmot": 3e-4, "tfcompress": 3e-4},
     options={
         "tfmot": {"preserve_sparsity": False},
-        "tfcompress": {"method": "linear", "update_every": 100_000},
+        "tfcompress": {"method": "linear", "update_every": 100_000, "gradients": "root"},
     },
 )
 NETWORKS = {
@@ -67,7 +67,8 @@ NETWORKS = {
         scale=1,
         before=(0, 0.0),
         epochs=2,
-        options=MNIST.options | {"tfcompress": {"method": "kmeans", "update_every": 100_000}},
+        options=MNIST.options
+        | {"tfcompress": {"method": "kmeans", "update_every": 100_000, "gradients": "root"}},
     ),
     "unbiased": dataclasses.replace(
         MNIST,

@@ -65,8 +65,10 @@ class ClusterOnSchedule(KernelCallback):
         gradients: "mean": the weights of a cluster take their mean after a step, which moves it by
             the mean of their gradients times the learning rate. "sum": it moves by the sum of their
             steps, which for SGD is gradient descent of the codebook (Han et al. 2016); a cluster of
-            n weights learns n times as fast. Adam's steps are normalised weight by weight, so that
-            their sum moves a cluster by up to n learning rates: take a smaller one.
+            n weights learns n times as fast. Adam's steps are normalised weight by weight: their
+            mean hardly moves a large cluster, their sum takes it n learning rates away. "root",
+            for such optimizers: by their sum over the root of n, at most as far as those weights
+            (root mean square) would have gone themselves, about as Adam would move the codebook.
 
     Raises:
         InputError: before training starts, if an argument or a rule cannot be used.
