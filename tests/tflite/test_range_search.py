@@ -10,7 +10,7 @@ from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.calibration import Ranges, observed
 
 layers = keras.layers
-IMAGES = np.random.default_rng(0).normal(size=(48, 8, 8, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(256, 8, 8, 3)).astype(np.float32)
 
 
 def network(activation):
