@@ -35,13 +35,13 @@ def test_lsq_has_the_gradients_of_the_paper():
     np.testing.assert_array_equal(of_x, np.where(x <= 7.5, up, 0))
     slope = np.where(x < 7.5, np.rint(x / 0.5) - x / 0.5, 15)
     of_step = (up * slope).sum() / np.sqrt(4 * 15)
-    # The variable is width = 15 s: for s to move by its own gradient, width moves 15 times as far.
-    np.testing.assert_allclose(of_width, 15 * of_step, rtol=1e-6)
+    # The variable is 0.1 at s = 0.5: for s to move by its own gradient, it moves 0.2 times as far.
+    np.testing.assert_allclose(of_width, 0.2 * of_step, rtol=1e-6)
 
 
 def test_lsq_of_a_signed_tensor_keeps_the_place_of_zero():
     layer = quantizer("lsq", -2.0, 13.0, bits=4)
-    layer.width.assign(30.0)
+    layer.width.assign(0.2)
     y, _ = layer(tf.constant([[-9.0, -3.9, 0.9, 5.0]]), training=True)
     np.testing.assert_array_equal(y, [[-4.0, -4.0, 0.0, 4.0]])
 
@@ -52,7 +52,7 @@ def test_pact_learns_from_what_it_clips():
     x = np.array([[0.3, 1.9, 2.5, 7.0]])
     y, (of_x, of_width) = gradients(layer, x, np.array([[1.0, 2.0, 4.0, 8.0]]))
     np.testing.assert_array_equal(of_x, [[1.0, 2.0, 0.0, 0.0]])
-    assert of_width == 12.0
+    np.testing.assert_allclose(of_width, 12.0 * 0.1 / 2.0, rtol=1e-6)
     np.testing.assert_allclose(y[0, 2:], 2.0)
 
 
@@ -63,13 +63,30 @@ def test_gradients_of_what_is_clipped_are_finite_differences(learn):
     layer = quantizer(learn, -1.0, 1.55, bits=8)
     _, (_, of_width) = gradients(layer, x, up)
 
-    def loss(width):
-        layer.width.assign(width)
+    def loss(share):
+        layer.width.assign(0.1 * share)
         return float(tf.reduce_sum(layer(x, training=True)[0] * up))
 
-    difference = (loss(2.55 * 1.05) - loss(2.55 * 0.95)) / (0.1 * 2.55)
+    difference = (loss(1.05) - loss(0.95)) / (0.1 * 2.55)
     scaling = 1.0 if learn == "pact" else 255 * 255 / np.sqrt(4 * 155)
-    np.testing.assert_allclose(of_width, scaling * difference, rtol=1e-4)
+    np.testing.assert_allclose(of_width, 0.1 / 2.55 * scaling * difference, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+@pytest.mark.parametrize(
+    ("learn", "of_three_clipped"), [("pact", 3.0), ("lsq", 3 * 255**2 / np.sqrt(4 * 255))]
+)
+def test_sgd_moves_the_width_itself_and_adam_its_share(learn, of_three_clipped, size):
+    x = np.array([[30.0, 40.0, -5.0, 80.0]]) * size
+    for optimizer in (keras.optimizers.SGD(1e-5 * size), keras.optimizers.Adam(0.01)):
+        layer = quantizer(learn, 0.0, size, nonnegative=True)
+        _, (_, gradient) = gradients(layer, x, 1.0)
+        optimizer.apply([tf.constant(gradient)], [layer.width])
+        moved = float(layer.range[1] - layer._range()[1])
+        # One step of Adam makes 0.09 of the variable's 0.1.
+        sgd = isinstance(optimizer, keras.optimizers.SGD)
+        expected = 1e-5 * of_three_clipped if sgd else 0.1
+        assert moved == pytest.approx(expected * size, rel=0.02)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -10,11 +10,13 @@ import tensorflow as tf
 from tfcompress.errors import InputError
 from tfcompress.wrappers.learned import (
     NARROWEST,
+    START,
     Stop,
     divided,
     learn_clipping,
     learn_step,
     learned_weight,
+    width_of,
 )
 from tfcompress.wrappers.rounding import codes_of, grid_of, round_as, straight_through
 
@@ -43,10 +45,11 @@ class FakeQuantize(keras.layers.Layer):
             out: rounded to multiples of 1/256 they would give the loss log(0) and no gradient.
         momentum: weight of the old range in the moving average, in [0, 1); None: the range stays.
         bits: in [2, 16].
-        learn: "lsq" or "pact": `width`, high - low, is trainable; where 0 lies in it stays. By
-            "lsq" the step size moves as if it were the variable itself, its gradient scaled by
-            1 / sqrt(values per sample * largest code); by "pact" with what is clipped.
-        penalty: of "pact": `penalty * width**2` is added to the loss.
+        learn: "lsq" or "pact": `width`, high - low over that of the start, times 0.1, is trainable;
+            where 0 lies in the range stays. By "lsq" the step size moves, for SGD as if it were the
+            variable itself, its gradient scaled by 1 / sqrt(values per sample * largest code); by
+            "pact" the bound, with what is clipped.
+        penalty: of "pact": `penalty * (high - low)**2` is added to the loss.
         rounding: a word of `rounding.ROUNDINGS`: the integer kernel whose result the tensor is and
             as which it is rounded at inference; of a concatenation one for each of its tensors.
 
@@ -114,8 +117,8 @@ class FakeQuantize(keras.layers.Layer):
         """Sets the range from which training starts."""
         self.range.assign([low, high])
         if self.learn is not None:
-            self.width.assign(high - low)
-            self.width_held.assign(high - low)
+            self.width.assign(START)
+            self.width_held.assign(START)
 
     def call(self, inputs: Any, parts: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         x = tf.cast(inputs, tf.float32)
@@ -175,7 +178,7 @@ class FakeQuantize(keras.layers.Layer):
         low, high = tf.unstack(tf.convert_to_tensor(self.range))
         if self.learn is None:
             return low, high
-        factor = tf.math.divide_no_nan(tf.convert_to_tensor(self.width), high - low)
+        factor = tf.convert_to_tensor(self.width) / START
         return low * factor, high * factor
 
     def _grid_at(self, low: Any, high: Any) -> "_Grid":
@@ -188,7 +191,9 @@ class FakeQuantize(keras.layers.Layer):
     def _trained(self, x: Any, grid: "_Grid") -> tuple[Any, "_Grid"]:
         """Returns the tensor rounded, and its grid, after the range has moved."""
         if self.learn is not None:
-            width = tf.convert_to_tensor(self.width)
+            low, high = tf.unstack(tf.convert_to_tensor(self.range))
+            start = tf.maximum(high - low, NARROWEST)
+            width = width_of(tf.convert_to_tensor(self.width), start)
             if self.learn == "pact" and self.penalty:
                 self.add_loss(self.penalty * tf.square(width))
             function = learn_step if self.learn == "lsq" else learn_clipping

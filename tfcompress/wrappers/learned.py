@@ -7,6 +7,10 @@ import tensorflow as tf
 
 # The narrowest range that is followed: a tensor of zeros still gets a grid.
 NARROWEST = 1e-6
+# What stands for an activation's width at the start. Adam's steps are as long for each variable:
+# so a width moves as fast, against its size, as a weight of 0.1 does. A width of 30 itself would
+# not move at all, a step of 0.01 would jump.
+START = 0.1
 
 
 class Stop:
@@ -50,6 +54,15 @@ def learned_weight(layer: Any, shape: tuple[int, ...], name: str, stop: Stop) ->
     return layer.add_weight(
         shape=shape, initializer="ones", name=name, constraint=Learned(held, stop)
     )
+
+
+@tf.custom_gradient
+def width_of(share: Any, start: Any) -> Any:
+    """Returns the width that a variable stands for, whose value was `START` at the width `start`.
+
+    Its gradient is such that SGD moves the width as if that were the variable.
+    """
+    return share / START * start, lambda upstream: (upstream * START / start, None)
 
 
 def divided(width: Any, levels: Any) -> Any:
