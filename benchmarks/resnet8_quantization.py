@@ -204,7 +204,7 @@ class Bench:
         return [y if x is None else x for x, y in zip(given, TRAINING[row], strict=True)]
 
     def iterative(self):
-        model = tfc.fold_batch_norm(self.model)
+        model = without_weight_decay(tfc.fold_batch_norm(self.model))
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:512]
         data = self.images.prepare(self.images.x_train[chosen]), self.images.y_train[chosen]
         rounding = tfc.RoundIteratively(4, data=data)
@@ -224,6 +224,7 @@ class Bench:
                 for path, scheme in schemes.items()
             ]
         model = tfc.quantize_aware(self.model, samples=self.samples, rules=rules, **words)
+        without_weight_decay(model)
         self.train(model, row, *self.training(row), [])
         scheme = {"qat_int8": "int8", "qat_int4": "int4", "qat_mixed": "mixed"}[row]
         given = {"scheme": scheme} | ({"target": "reference"} if scheme == "int4" else {})
@@ -237,8 +238,6 @@ class Bench:
         """Trains the model in place, with the teachers' soft labels; goes on after a kill."""
         options = self.options
         steps = min(steps_per_epoch(self.images, resnet8_training.BATCH), options.steps or 10**9)
-        for variable in model.trainable_variables:
-            variable.regularizer = None  # its pull is many times that of what rounding changes
         model.compile(
             keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
             loss=resnet8_training.soft_label_loss(distill, options.temperature),
@@ -270,6 +269,13 @@ class Bench:
     def predictions(self, content, split):
         x = self.images.split(split)[0][: self.options.limit or None]
         return tflite.run(content, self.images.prepare(x), threads=self.options.threads)
+
+
+def without_weight_decay(model):
+    """Takes the regularizers away, whose pull is many times that of what rounding changes."""
+    for variable in model.trainable_variables:
+        variable.regularizer = None
+    return model
 
 
 class _Tell(keras.callbacks.Callback):
