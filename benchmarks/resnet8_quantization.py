@@ -223,8 +223,9 @@ class Bench:
                 {"layers": path, "weight_bits": int(scheme.removeprefix("int"))}
                 for path, scheme in schemes.items()
             ]
-        model = tfc.quantize_aware(self.model, samples=self.samples, rules=rules, **words)
-        without_weight_decay(model)
+        model = without_weight_decay(
+            tfc.quantize_aware(self.model, samples=self.samples, rules=rules, **words)
+        )
         self.train(model, row, *self.training(row), [])
         scheme = {"qat_int8": "int8", "qat_int4": "int4", "qat_mixed": "mixed"}[row]
         given = {"scheme": scheme} | ({"target": "reference"} if scheme == "int4" else {})
