@@ -17,6 +17,7 @@ FLOORS = [
         "projection",
         "sharing",
         "latent",
+        "lookup",
         "measure",
         "schedules",
         "models",
