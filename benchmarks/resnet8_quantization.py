@@ -240,7 +240,9 @@ class Bench:
         options = self.options
         steps = min(steps_per_epoch(self.images, resnet8_training.BATCH), options.steps or 10**9)
         model.compile(
-            keras.optimizers.Adam(learning_rate_at("cosine", rate, 0.0, steps * epochs)),
+            keras.optimizers.Adam(
+                learning_rate_at("cosine", rate, 0.0, steps * epochs, steps // 2)
+            ),
             loss=resnet8_training.soft_label_loss(distill, options.temperature),
             metrics=[resnet8_training.accuracy],
             jit_compile=False,
