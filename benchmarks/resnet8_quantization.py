@@ -26,6 +26,7 @@ goes on after `kill -9` at the last epoch. Exits with 1 if a row loses more than
 
 import argparse
 import functools
+import itertools
 import json
 import pathlib
 import time
@@ -182,18 +183,23 @@ class Bench:
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2000]
         limit = int((1 - FEWER_BYTES) * self.rows()["int8"]["bytes"])
         adaround = {"rounding": "adaround", "weight_ranges": "mse"}
-        words = {"samples": self.samples, "ranges": "percentile"}
         found = tfc.mixed_precision(
             self.model,
             self.images.prepare(self.images.x_train[chosen]),  # no labels: float's outputs count
             ({"int8": {"rounding": "adaround"}}, {"int4": adaround}),
             max_bytes=limit,
             most=len(chosen),
-            **words,
+            samples=self.samples,
+            ranges="percentile",
         )
         print(found, flush=True)
         found.plot().savefig(self.options.output / "mixed.png")
-        content = tfc.convert(self.model, "mixed", rules=found.rules, search_ranges=True, **words)
+        words = {"scheme": "mixed", "rules": found.rules, "ranges": "percentile"}
+        tried = [
+            words | {"correct_bias": corrected, "search_ranges": searched}
+            for corrected, searched in itertools.product((False, True), repeat=2)
+        ]
+        content, _ = self.best([(self.converted(self.model, words), words) for words in tried])
         return content, found.chosen.schemes
 
     def training(self, row):
