@@ -67,8 +67,7 @@ NETWORKS = {
         scale=1,
         before=(0, 0.0),
         epochs=2,
-        options=MNIST.options
-        | {"tfcompress": {"method": "kmeans", "update_every": 100_000, "gradients": "root"}},
+        options=MNIST.options | {"tfcompress": {"method": "kmeans", "update_every": 100_000}},
     ),
     "unbiased": dataclasses.replace(
         MNIST,
