@@ -62,7 +62,7 @@ TRAINING = {
     "iterative_int4": (4, 3e-4, 1.0),
     "qat_int8": (4, 5e-5, 1.0),
     "qat_int4": (12, 2e-4, 0.5),
-    "qat_mixed": (4, 5e-5, 1.0),
+    "qat_mixed": (8, 1e-4, 1.0),
 }
 FEWER_BYTES = 0.35
 POST_TRAINING = {
