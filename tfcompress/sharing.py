@@ -121,7 +121,7 @@ class Sums:
         else:
             x = tf.cast(w - self._decode(before, w.dtype), tf.float64)
             was = tf.zeros_like(before, tf.float64)
-        count, sums = self._counted(tf.zeros([0], tf.float64)), self._added(x)
+        count, sums = self._sizes(), self._added(x)
         total = sums - count * was
         if self.gradients == "sum":
             return total
@@ -130,6 +130,12 @@ class Sums:
         squares = self._added(x * x) - was * (sums + total)
         reach = tf.sqrt(tf.math.divide_no_nan(tf.maximum(squares, 0.0), count))
         return tf.clip_by_value(tf.math.divide_no_nan(total, tf.sqrt(count)), -reach, reach)
+
+    def _sizes(self) -> Any:
+        """Returns how many weights each entry has."""
+        if self.levels == 1:
+            return self._solver.value  # which `set` has counted
+        return self._counted(tf.zeros([0], tf.float64))
 
     def _added(self, w: Any) -> Any:
         """Returns the sum over each entry's weights, and 0 for the entry that is zero."""
