@@ -17,7 +17,8 @@ class LayerInputs:
     own, as in a depthwise convolution: weights (channels, in, out), X (channels, samples, in).
 
     `shortfall` = X^T (Y - X W), float64 (in, out), is what the outputs lack already because X comes
-    from quantized layers before, where Y is what the layer should give; without it, 0.
+    from quantized layers before, where Y is what the layer should give; without it, 0. `total`
+    (in,) and `missing` (out,) are the sums of X and of Y - X W, for layers that have a bias.
 
         inputs = LayerInputs.of(patches_1) + LayerInputs.of(patches_2)
     """
@@ -25,6 +26,8 @@ class LayerInputs:
     gram: np.ndarray
     count: int
     shortfall: np.ndarray | float = 0.0
+    total: np.ndarray | float = 0.0
+    missing: np.ndarray | float = 0.0
 
     @classmethod
     def of(
@@ -43,8 +46,9 @@ class LayerInputs:
         require(inputs.ndim >= 2 and inputs.size > 0, "Inputs of LayerInputs", rule, shape=shape)
         across = np.swapaxes(inputs, -1, -2)
         gram = (across @ inputs).astype(np.float64)
+        total = inputs.sum(axis=-2, dtype=np.float64)
         if targets is None:
-            return cls(gram, shape[-2])
+            return cls(gram, shape[-2], total=total)
         if weights is None:
             raise InputError("LayerInputs needs the weights where it has targets")
         targets = finite(targets, "Targets of LayerInputs")
@@ -53,13 +57,30 @@ class LayerInputs:
         fits = weights.shape[:-1] == (*shape[:-2], shape[-1]) and targets.shape == outputs
         shapes = {"inputs": shape, "targets": targets.shape, "weights": weights.shape}
         require(fits, "Targets and weights of LayerInputs", "must fit the inputs", **shapes)
-        return cls(gram, shape[-2], (across @ (targets - inputs @ weights)).astype(np.float64))
+        lacking = targets - inputs @ weights
+        shortfall = (across @ lacking).astype(np.float64)
+        return cls(gram, shape[-2], shortfall, total, lacking.sum(axis=-2, dtype=np.float64))
 
     def __add__(self, other: "LayerInputs") -> "LayerInputs":
         shapes = {"first": self.gram.shape, "second": other.gram.shape}
         require(len(set(shapes.values())) == 1, "Moments of LayerInputs", "must fit", **shapes)
-        shortfall = self.shortfall + other.shortfall
-        return LayerInputs(self.gram + other.gram, self.count + other.count, shortfall)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return LayerInputs(*(mine + others for mine, others in pairs))
+
+    def about_means(self) -> "LayerInputs":
+        """Returns the moments about the means: of what no change of the bias makes up for."""
+        total = np.asarray(self.total)
+        gram = self.gram - total[..., :, None] * total[..., None, :] / self.count
+        outer = total[..., :, None] * np.asarray(self.missing)[..., None, :]
+        return LayerInputs(gram, self.count, self.shortfall - outer / self.count)
+
+    def bias_change(self, change: np.ndarray) -> np.ndarray:
+        """Returns what to add to the bias where weights change by `change`: float64 (..., out).
+
+        The outputs' mean over the samples is then the one wanted.
+        """
+        moved = np.einsum("...i,...io->...o", self.total, np.asarray(change, np.float64))
+        return (self.missing - moved) / self.count
 
     def error(self, change: np.ndarray) -> np.ndarray:
         """Returns how much the outputs' squared error grows where weights change by `change`.

@@ -1,4 +1,4 @@
-"""What a float `.tflite` file's tensors are on samples: ranges, and the inputs of its kernels."""
+"""Which ranges a float `.tflite` file's tensors have on samples."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,14 +7,9 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfcompress.errors import InputError
-from tfcompress.quantization import RANGES, LayerInputs
+from tfcompress.quantization import RANGES
 from tfcompress.silence import silent_stderr
-from tfcompress.tflite import flatbuffer as fb
-from tfcompress.tflite.operators import KERNELS, codes
-from tfcompress.tflite.patches import groups_of, patches
-
-_LARGEST_MATRIX = 8192  # inputs of a kernel: above, their second moments take over 512 MB
-_BYTES_AT_A_TIME = 1 << 30
+from tfcompress.tflite.operators import codes
 
 
 class Ranges:
@@ -83,62 +78,6 @@ def observed(
             if values.size:
                 states[tensor] = method.observe(values.reshape(1, -1), states.get(tensor))
     return Ranges(method, states, learned)
-
-
-def layer_inputs(
-    content: bytes,
-    operators: Sequence[int],
-    samples: Sequence[np.ndarray],
-    names: Mapping[int, str],
-) -> Iterator[tuple[int, LayerInputs]]:
-    """Yields for each kernel operator (by its number) the moments of its inputs over the samples.
-
-    As many operators are observed in one pass as fit in a gigabyte. `names` are those of their
-    layers, for errors.
-    """
-    model = fb.parse(content)
-    main = model.subgraphs[0]
-    pending = list(operators)
-    while pending:
-        now: list[int] = []
-        used = 0
-        while pending:
-            operator = main.operators[pending[0]]
-            name = fb.operator_name(model, operator)
-            kernel = fb.shape(main.tensors[int(operator.inputs[KERNELS[name].kernel])])
-            rows = (
-                kernel[1] * kernel[2] if name == "DEPTHWISE_CONV_2D" else int(np.prod(kernel[1:]))
-            )
-            if rows > _LARGEST_MATRIX:
-                raise InputError(
-                    f"Rounding of layer '{names[pending[0]]}' must have at most {_LARGEST_MATRIX} "
-                    "inputs per output to look at its inputs: give it rounding 'nearest' by a "
-                    f"rule. Received: inputs={rows}"
-                )
-            bytes_ = 8 * rows**2 * (kernel[3] if name == "DEPTHWISE_CONV_2D" else 1)
-            if now and used + bytes_ > _BYTES_AT_A_TIME:
-                break
-            now.append(pending.pop(0))
-            used += bytes_
-        yield from _moments(content, model, now, samples).items()
-
-
-def _moments(
-    content: bytes, model: Any, numbers: Sequence[int], samples: Sequence[np.ndarray]
-) -> dict[int, LayerInputs]:
-    main = model.subgraphs[0]
-    found: dict[int, LayerInputs] = {}
-    for read in _runs(content, samples):
-        for number in numbers:
-            operator = main.operators[number]
-            name = fb.operator_name(model, operator)
-            places = KERNELS[name]
-            values = read(int(operator.inputs[places.data]))
-            kernel = fb.shape(main.tensors[int(operator.inputs[places.kernel])])
-            groups = groups_of(model, operator, values.shape[-1])
-            seen = LayerInputs.of(patches(values, name, operator, kernel, groups))
-            found[number] = found[number] + seen if number in found else seen
-    return found
 
 
 def _runs(content: bytes, samples: Sequence[np.ndarray]) -> Iterator[Any]:

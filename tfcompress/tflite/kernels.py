@@ -37,12 +37,14 @@ class Stored:
     """A kernel's codes, int32 of its stored shape, and their scales.
 
     `scale`: float64, one for all, (channels,), or (channels, blocks) with `block` weights each.
+    `bias`: one that goes with the codes, float64 (outputs,); None: the operator's own.
     """
 
     codes: np.ndarray
     scale: np.ndarray
     bits: int
     block: int = 0
+    bias: np.ndarray | None = None
 
     def per_output(self, outputs: int) -> np.ndarray:
         """Returns the scale of each output channel, float64 (outputs,)."""
@@ -63,7 +65,8 @@ def store(
     Args:
         kernel: float32, as the operator stores it.
         operator: its name; bits: 4 or 8.
-        inputs: what adaptive rounding looks at.
+        inputs: what adaptive rounding looks at; it gives a bias, too, with which the outputs' means
+            over the samples are those wanted.
         bias, input_scale: a bias is stored in steps of input scale x kernel scale, in 32 bits: a
             scale that would make it overflow is raised.
     """
@@ -77,33 +80,43 @@ def store(
         stored = ((stored + 0xFFFF) & 0xFFFF0000).view(np.float32).astype(np.float64)
         scale = np.repeat(stored, method.block, axis=1)[:, : kernel[0].size].reshape(kernel.shape)
         found = Grid(scale, given.zero_point, given.codes)
-        codes = _rounded(kernel, found, operator, method, inputs)
-        return Stored(codes, np.where(stored > 0, stored, 1.0), bits, method.block)
+        codes, bias = _rounded(kernel, found, operator, method, inputs, bias)
+        return Stored(codes, np.where(stored > 0, stored, 1.0), bits, method.block, bias)
     if bias is not None and input_scale:
         least = np.abs(bias.astype(np.float64)) / (input_scale * _ROOM)
         least = (least.max() if scale.size == 1 else least).reshape(scale.shape)
         scale = np.where(scale > 0, np.maximum(scale, least), 0.0)
     found = Grid(scale, given.zero_point, given.codes)
-    codes = _rounded(kernel, found, operator, method, inputs)
     spare = _spare(scale)
     if bias is not None and input_scale:
         spare = max(spare, float(np.abs(bias).max()) / (input_scale * _ROOM))
-    return Stored(codes, np.where(scale > 0, scale, spare).ravel(), bits)
+    codes, bias = _rounded(kernel, found, operator, method, inputs, bias)
+    return Stored(codes, np.where(scale > 0, scale, spare).ravel(), bits, bias=bias)
 
 
 def _rounded(
-    kernel: np.ndarray, grid: Grid, operator: str, method: Method, inputs: LayerInputs | None
-) -> np.ndarray:
+    kernel: np.ndarray,
+    grid: Grid,
+    operator: str,
+    method: Method,
+    inputs: LayerInputs | None,
+    bias: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the codes, and a new bias where the inputs ask for one."""
     if not method.needs_inputs or inputs is None:
-        return quantize(kernel, grid, method.rounding)
+        return quantize(kernel, grid, method.rounding), None
     groups = len(inputs.gram)
     scale, zero_point = (
         to_matrices(np.broadcast_to(array, kernel.shape), operator, groups)
         for array in (grid.scale, grid.zero_point)
     )
     matrices = to_matrices(kernel, operator, groups)
-    codes = quantize(matrices, Grid(scale, zero_point, grid.codes), method.rounding, inputs)
-    return from_matrices(codes, operator, kernel.shape)
+    about = inputs if bias is None else inputs.about_means()
+    codes = quantize(matrices, Grid(scale, zero_point, grid.codes), method.rounding, about)
+    if bias is not None:
+        change = inputs.bias_change((codes - zero_point) * scale - matrices)
+        bias = bias + change.reshape(bias.shape)
+    return from_matrices(codes, operator, kernel.shape), bias
 
 
 def stored_as_learned(kernel: np.ndarray, operator: str, scale: np.ndarray, bits: int) -> Stored:

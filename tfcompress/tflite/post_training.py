@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,7 +11,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress import rules
 from tfcompress.errors import InputError, require
-from tfcompress.quantization import LayerInputs
 from tfcompress.tflite import calibration, quantizer, range_search
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.calibration import Ranges
@@ -22,10 +20,11 @@ from tfcompress.tflite.equivalents import (
     as_multiplications,
     is_pointwise,
 )
+from tfcompress.tflite.kernel_inputs import KernelInputs
 from tfcompress.tflite.kernels import Method, Stored, store, stored_as_learned
 from tfcompress.tflite.markers import Marked, Unit, is_learned
 from tfcompress.tflite.operators import INT4_KERNELS, KERNELS, Way, way
-from tfcompress.tflite.quantizer import DYNAMIC, INT16, Mode
+from tfcompress.tflite.quantizer import DYNAMIC, INT16, Kernel, Mode
 from tfcompress.tflite.request import Choice, Request
 
 FEWEST_SAMPLES = 8  # for methods that look at a layer's inputs
@@ -144,12 +143,11 @@ class _Plan:
             if mode.weight_bits and self.operator(number) in KERNELS
         ]
 
-    def nearest(
-        self, number: int, kernel: np.ndarray, bias: np.ndarray | None, scale: float
-    ) -> Stored:
+    def nearest(self, kernel: Kernel) -> Stored:
         """Returns a kernel in 8 bits, to try ranges with: one fitted to the samples, or of 4 bits,
         has errors that ranges would make up for, and those of other samples are others."""
-        return store(kernel, self.operator(number), 8, Method(), None, bias, scale)
+        name = self.operator(kernel.number)
+        return store(kernel.weights, name, 8, Method(), None, kernel.bias, kernel.input_scale)
 
     def _mode(self, number: int) -> Mode:
         choice = self._with_learned_bits(number, self.choices[number])
@@ -301,57 +299,28 @@ def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None)
 
 
 class _Stores:
-    """Gives each kernel its integers, in the operators' order; where the method looks at a layer's
-    inputs, they are gathered when its turn comes.
-    """
+    """Gives each kernel its integers, in the operators' order."""
 
     def __init__(self, plan: _Plan, samples: Sequence[np.ndarray] | None):
-        self._plan, self._samples = plan, samples or ()
-        self._looking = [n for n in plan.kernels() if plan.choices[n].method.needs_inputs]
-        by_kernel: dict[int, list[int]] = {}
-        for number in self._looking:
-            by_kernel.setdefault(self._kernel(number), []).append(number)
-        # Kernels that several operators read have all their inputs added up.
-        self._shared = {kernel: ns for kernel, ns in by_kernel.items() if len(ns) > 1}
-        self._sums: dict[int, LayerInputs] = {}
-        alone = [n for n in self._looking if self._kernel(n) not in self._shared]
-        self._alone = self._gathered(alone)
+        self._plan = plan
+        self._inputs = KernelInputs(plan.file, samples or (), plan.layer)
 
-    def __call__(
-        self, number: int, kernel: np.ndarray, bias: np.ndarray | None, scale: float
-    ) -> Stored:
-        plan = self._plan
+    def __call__(self, kernel: Kernel) -> Stored:
+        plan, number = self._plan, kernel.number
         method, bits = plan.choices[number].method, plan.modes[number].weight_bits
-        name = plan.operator(number)
-        if method.block and not _holds_blocks(kernel.shape, name, bits, method.block):
+        name, weights = plan.operator(number), kernel.weights
+        if method.block and not _holds_blocks(weights.shape, name, bits, method.block):
             method = dataclasses.replace(method, granularity="per_channel")
         learned = self._learned(number)
         if learned is not None and learned[2] <= bits:
-            return stored_as_learned(kernel, name, learned[1], bits)
-        inputs = self._inputs(number) if number in self._looking else None
-        return store(kernel, name, bits, method, inputs, bias, scale)
-
-    def _inputs(self, number: int) -> LayerInputs:
-        kernel = self._kernel(number)
-        if kernel not in self._shared:
-            return next(self._alone)[1]
-        if kernel not in self._sums:
-            _, seen = zip(*self._gathered(self._shared[kernel]), strict=True)
-            self._sums[kernel] = functools.reduce(operator.add, seen)
-        return self._sums[kernel]
+            return stored_as_learned(weights, name, learned[1], bits)
+        inputs = self._inputs.of(kernel) if method.needs_inputs else None
+        return store(weights, name, bits, method, inputs, kernel.bias, kernel.input_scale)
 
     def _learned(self, number: int) -> tuple[Any, Any, int] | None:
         unit = self._plan.marked.units[number]
         layer = None if unit is None else unit.operation
         return layer.quantization() if is_learned(layer) else None  # type: ignore[union-attr]
-
-    def _gathered(self, numbers: Sequence[int]) -> Iterator[tuple[int, LayerInputs]]:
-        names = {number: self._plan.layer(number) for number in numbers}
-        return calibration.layer_inputs(self._plan.content, numbers, self._samples, names)
-
-    def _kernel(self, number: int) -> int:
-        places = KERNELS[self._plan.operator(number)]
-        return int(self._plan.operators[number].inputs[places.kernel])
 
 
 def _holds_blocks(shape: tuple[int, ...], name: str, bits: int, size: int) -> bool:

@@ -23,7 +23,7 @@ def prefix(model: schema.ModelT, length: int) -> bytes:
     made = [int(i) for operator in head for i in operator.outputs if int(i) in running]
     wanted = {int(i) for operator in tail for i in operator.inputs} | set(map(int, graph.outputs))
     outputs = [i for i in made if i in wanted] or made[-1:]
-    return _part(model, _needed(head, outputs), list(map(int, graph.inputs)), outputs)
+    return part(model, needed(head, outputs), list(map(int, graph.inputs)), outputs)
 
 
 def single(model: schema.ModelT, numbers: list[int], inputs: list[int]) -> bytes:
@@ -32,30 +32,31 @@ def single(model: schema.ModelT, numbers: list[int], inputs: list[int]) -> bytes
     `inputs`: the tensors that the file takes, in order; others that are read are constants.
     """
     operators = [model.subgraphs[0].operators[number] for number in numbers]
-    return _part(model, operators, inputs, list(map(int, operators[-1].outputs)))
+    return part(model, operators, inputs, list(map(int, operators[-1].outputs)))
 
 
-def _part(
+def part(
     model: schema.ModelT, operators: list[schema.OperatorT], inputs: list[int], outputs: list[int]
 ) -> bytes:
+    """Returns a file of some operators of the main graph, which takes and gives these tensors."""
     graph = model.subgraphs[0]
     used = set(inputs) | {int(i) for o in operators for i in (*o.inputs, *o.outputs)}
-    part = copy.copy(model)
-    part.signatureDefs = None  # they name the whole graph's outputs
-    part.subgraphs = [copy.copy(graph), *model.subgraphs[1:]]
-    part.subgraphs[0].operators = operators
-    part.subgraphs[0].inputs, part.subgraphs[0].outputs = inputs, outputs
+    made = copy.copy(model)
+    made.signatureDefs = None  # they name the whole graph's outputs
+    made.subgraphs = [copy.copy(graph), *model.subgraphs[1:]]
+    made.subgraphs[0].operators = operators
+    made.subgraphs[0].inputs, made.subgraphs[0].outputs = inputs, outputs
     # Constants of later operators stay out; tensors keep their numbers.
-    part.subgraphs[0].tensors = [
+    made.subgraphs[0].tensors = [
         tensor if number in used else _without_data(tensor)
         for number, tensor in enumerate(graph.tensors)
     ]
-    needed = {t.buffer for g in part.subgraphs for t in g.tensors}
-    part.buffers = [
-        buffer if number in needed else schema.BufferT()
+    read = {t.buffer for g in made.subgraphs for t in g.tensors}
+    made.buffers = [
+        buffer if number in read else schema.BufferT()
         for number, buffer in enumerate(model.buffers)
     ]
-    return fb.pack(part)
+    return fb.pack(made)
 
 
 def cuts(model: schema.ModelT, most: int) -> list[int]:
@@ -87,14 +88,14 @@ def _running(graph: schema.SubGraphT, length: int) -> set[int]:
     return running
 
 
-def _needed(operators: list[schema.OperatorT], outputs: list[int]) -> list[schema.OperatorT]:
+def needed(operators: list[schema.OperatorT], outputs: list[int]) -> list[schema.OperatorT]:
     """Returns, in order, the operators that `outputs` depend on."""
-    wanted, needed = set(outputs), []
+    wanted, found = set(outputs), []
     for operator in reversed(operators):
         if any(int(i) in wanted for i in operator.outputs):
             wanted |= {int(i) for i in operator.inputs}
-            needed.append(operator)
-    return needed[::-1]
+            found.append(operator)
+    return found[::-1]
 
 
 def _without_data(tensor: schema.TensorT) -> schema.TensorT:

@@ -47,8 +47,25 @@ class Mode:
         return _BITS.get(self.activations, 0)
 
 
-# (number of the operator, its float kernel, its bias, scale of its inputs or 0) -> the integers
-Store = Callable[[int, np.ndarray, np.ndarray | None, float], Stored]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kernel:
+    """A float kernel whose integers are wanted, and where it stands.
+
+    number: of its operator in the float file. bias: float; None if it has none. input_scale: that
+    of the integers that it is multiplied with, 0 where they are floats. written, operators: the
+    file as far as it is written, up to `data`, the tensor that the kernel is multiplied with.
+    """
+
+    number: int
+    weights: np.ndarray
+    bias: np.ndarray | None
+    input_scale: float
+    written: schema.ModelT
+    operators: list[schema.OperatorT]
+    data: int
+
+
+Store = Callable[[Kernel], Stored]
 
 
 def why_not(model: schema.ModelT, operator: schema.OperatorT, mode: Mode) -> str:
@@ -153,7 +170,8 @@ class _Writer:
         tensor = operator.inputs[places.kernel]
         place = _bias(operator, places)
         bias = None if place is None else self._floats[place]
-        stored = self._store(number, self._floats[tensor], bias, scale)
+        so_far = self._model, self._operators, operator.inputs[places.data]
+        stored = self._store(Kernel(number, self._floats[tensor], bias, scale, *so_far))
         new = self._new(self._main.tensors[tensor], _INTEGERS[stored.bits])
         self._fill(new, pack_int4(stored.codes) if stored.bits == 4 else stored.codes, np.int8)
         self._main.tensors[new].quantization = self._record(stored, places)
@@ -164,8 +182,14 @@ class _Writer:
             operator.builtinOptions, "asymmetricQuantizeInputs"
         ):
             operator.builtinOptions.asymmetricQuantizeInputs = True
-        if scale and place is not None and bias is not None:
+        if place is None or bias is None:
+            return
+        if scale:
+            bias = bias if stored.bias is None else stored.bias
             operator.inputs[places.bias] = self._integer_bias(place, bias, stored, scale, mode.bits)
+        elif stored.bias is not None:
+            operator.inputs[places.bias] = self._new(self._main.tensors[place], _TYPES.FLOAT32)
+            self._fill(operator.inputs[places.bias], stored.bias, np.float32)
 
     def _integer_bias(
         self, tensor: int, bias: np.ndarray, stored: Stored, scale: float, bits: int

@@ -30,7 +30,9 @@ class AdaRound:
 
     Weights have shape (in, out), or (groups, in, out) with inputs of as many groups: a convolution
     kernel is reshaped to (positions * channels, out) and its inputs cut into patches. They are
-    needed: `LayerInputs`, from a few hundred samples.
+    needed: `LayerInputs`, from a few hundred samples. `convert` gathers those that the layers
+    before, quantized already, hand on, so that each layer makes up for what these lost (the paper's
+    asymmetric reconstruction); a bias takes the mean of what is left.
 
     `iterations`: at least 1. `learning_rate` of Adam and `regularisation`, the regulariser's weight
     relative to the mean error of a weight: above 0.
