@@ -67,8 +67,8 @@ def callbacks(stage: Stage, data: Data | None = None) -> list[keras.callbacks.Ca
             )
         case Iterative():
             found.append(stage.build(data))
-        case QuantizeAware() if (stage.observers_step, stage.learned_step) != (None, None):
-            found.append(FreezeQuantization(stage.observers_step, stage.learned_step))
+        case QuantizeAware() if any(step is not None for step in stage.steps().values()):
+            found.append(FreezeQuantization(**stage.steps()))
     return found
 
 

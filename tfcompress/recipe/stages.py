@@ -176,8 +176,8 @@ class Cluster(FitKeys):
 class QuantizeAware(FitKeys):
     """Training with fake quantization; ranges start from `samples` training images (0: none).
 
-    The words are those of `quantize_aware`; `observers_step` and `learned_step` those of
-    `FreezeQuantization`, counted from the start of the stage.
+    The words are those of `quantize_aware`; `observers_step`, `learned_step` and `statistics_step`
+    those of `FreezeQuantization`, counted from the start of the stage.
     """
 
     word: ClassVar[str] = "quantize_aware"
@@ -195,8 +195,10 @@ class QuantizeAware(FitKeys):
     weight_ranges: Any = None
     learn: str | None = None
     penalty: float | None = None
+    batch_norm: str = "fold"
     observers_step: Step | None = None
     learned_step: Step | None = None
+    statistics_step: Step | None = None
     rules: list[dict[str, Any]] = []
 
     @pydantic.model_validator(mode="after")
@@ -207,8 +209,13 @@ class QuantizeAware(FitKeys):
 
     def words(self) -> dict[str, Any]:
         """Returns the arguments of `quantize_aware` but for its scheme and samples."""
-        own = {*FitKeys.model_fields, "scheme", "samples", "observers_step", "learned_step"}
+        own = {*FitKeys.model_fields, "scheme", "samples", *self.steps()}
         return {name: getattr(self, name) for name in type(self).model_fields if name not in own}
+
+    def steps(self) -> dict[str, int | None]:
+        """Returns the arguments of `FreezeQuantization`."""
+        names = ("observers_step", "learned_step", "statistics_step")
+        return {name: getattr(self, name) for name in names}
 
     @pydantic.field_validator("scheme")
     @classmethod

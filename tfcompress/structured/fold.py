@@ -64,16 +64,14 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         if norm is None:
             return copy(*args, **kwargs)
         host = graph.copy_operation(operation, use_bias=True)
-        fold = _weights_after if id(operation) in after.hosts else _weights_before
+        fold = weights_after if id(operation) in after.hosts else _weights_before
         folded.append((host, fold, (operation, norm)))
         return host(*args, **kwargs)
 
     new = graph.rebuild(flat, call)
     for host, fold, pair in folded:
         host.set_weights(fold(*pair))
-    known = {
-        host.name: normalized(pair[1]) for host, fold, pair in folded if fold is _weights_after
-    }
+    known = {host.name: normalized(pair[1]) for host, fold, pair in folded if fold is weights_after}
     new.pre_activations = types.MappingProxyType(known)
     return new
 
@@ -82,6 +80,12 @@ def can_fold(model: keras.Model) -> bool:
     """Returns whether there is a BatchNorm that `fold_batch_norm` would fold."""
     after, before = _pairs(graph.functional(model))
     return bool(after.norms or before.norms)
+
+
+def norms_to_fold(flat: keras.Model) -> dict[str, keras.layers.BatchNormalization]:
+    """Returns the BatchNorms that the layer before absorbs, by its name, of a flat model."""
+    hosts = _pairs(flat)[0].hosts
+    return {x.name: hosts[id(x)] for x in flat.operations if id(x) in hosts}
 
 
 class _Pairs:
@@ -141,11 +145,17 @@ def normalizes_last_axis(layer: Any) -> bool:
 
 def scale_and_offset(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
     """Returns float64 `scale`, `offset` per channel: at inference norm(x) = x * scale + offset."""
+    scale, offset = map(keras.ops.convert_to_numpy, affine(norm))
+    return scale, offset
+
+
+def affine(norm: keras.layers.BatchNormalization) -> tuple[Any, Any]:
+    """Returns the same as tensors, which a graph computes anew from the variables."""
 
     def value(variable):
-        return keras.ops.convert_to_numpy(variable).astype(np.float64)
+        return keras.ops.cast(variable, "float64")
 
-    scale = 1.0 / np.sqrt(value(norm.moving_variance) + norm.epsilon)
+    scale = 1.0 / keras.ops.sqrt(value(norm.moving_variance) + norm.epsilon)
     if norm.scale:
         scale = scale * value(norm.gamma)
     offset = -value(norm.moving_mean) * scale
@@ -162,7 +172,8 @@ def normalized(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.nd
     return mean * scale + offset, np.abs(scale) * np.sqrt(variance)
 
 
-def _weights_after(layer: Any, norm: Any) -> list[np.ndarray]:
+def weights_after(layer: Any, norm: Any) -> list[np.ndarray]:
+    """Returns the weights of a layer that absorbs the BatchNorm behind it; the last is its bias."""
     scale, offset = scale_and_offset(norm)
     *others, kernel = _kernels(layer)
     axes = SCALED_AXES[type(layer)]

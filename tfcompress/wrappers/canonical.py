@@ -10,8 +10,9 @@ from tfcompress import graph
 from tfcompress.structured import fold_batch_norm
 from tfcompress.structured.fold import normalizes_last_axis, scale_and_offset
 from tfcompress.wrappers.functions import FUNCTIONS, decomposed, elu
+from tfcompress.wrappers.kernel_layers import kind
 from tfcompress.wrappers.parts import Parts, common, given
-from tfcompress.wrappers.quantized_layer import built_copy, kind
+from tfcompress.wrappers.quantized_layer import built_copy
 from tfcompress.wrappers.rewrites import activate, rewrite_of
 
 _LAYERS, _OPS = keras.layers, keras.ops

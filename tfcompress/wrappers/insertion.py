@@ -8,8 +8,9 @@ import keras
 from tfcompress import graph, weights
 from tfcompress.errors import require
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
+from tfcompress.wrappers.kernel_layers import KERNELS, kind
 from tfcompress.wrappers.operators import CausalMask, InverseRoot
-from tfcompress.wrappers.quantized_layer import KERNELS, KeptFloat, QuantizedLayer, kind
+from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer
 from tfcompress.wrappers.settings import Settings
 from tfcompress.wrappers.support import Way, activation_name, fixed_bounds, way
 
@@ -36,10 +37,14 @@ class Insertion:
         settings: Mapping[str, tuple[Settings, str | None]],
         quantize: str,
         penalty: float,
+        norms: Mapping[str, Any],
     ):
+        """`norms`: BatchNorms that are to train, by the name of the layer before them."""
         self.model = model
         self.methods: dict[str, Any] = {}  # name of a quantizer -> what its range starts from
         self.clipped: list[tuple[QuantizedLayer, Settings]] = []
+        self.unfolded: list[tuple[QuantizedLayer, Any]] = []
+        self._norms = norms
         self._readers, self._calls = graph.consumers(model), graph.calls(model)
         self._shared: dict[str, Any] = dict.fromkeys(one_range)  # name of a layer -> its quantizer
         self._default = default
@@ -332,9 +337,16 @@ class Insertion:
             # A slope per channel, as PReLU has it, is no kernel: it keeps 8 bits.
             base = kind(operation)
             if base is not None and KERNELS[base][1]:
+                norm = self._norms.get(operation.name) if layer.per_channel else None
                 layer = QuantizedLayer(
-                    copy, layer.per_channel, own.kernel_bits, own.weights, own.kernel_clip
+                    copy,
+                    layer.per_channel,
+                    own.kernel_bits,
+                    own.weights,
+                    own.kernel_clip,
+                    norm and graph.copy_operation(norm),
                 )
+                self.unfolded += [(layer, norm)] if norm else []
                 self.clipped += [(layer, own)] if layer.clip else []
             self._wrappers[id(operation)] = layer
         return self._wrappers[id(operation)]

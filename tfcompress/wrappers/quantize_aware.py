@@ -12,11 +12,12 @@ from tfcompress import graph, projection
 from tfcompress.data.samples import to_arrays
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.quantization import RANGES, Codes
+from tfcompress.structured.fold import norms_to_fold, scale_and_offset
 from tfcompress.wrappers.canonical import canonical
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
 from tfcompress.wrappers.insertion import Insertion
 from tfcompress.wrappers.quantized_layer import QuantizedLayer
-from tfcompress.wrappers.settings import Settings, resolve
+from tfcompress.wrappers.settings import BATCH_NORM, Settings, resolve
 from tfcompress.wrappers.support import reason_for_float
 
 _CALIBRATION_BATCH = 32
@@ -37,6 +38,7 @@ def quantize_aware(
     weight_ranges: Any = None,
     learn: str | None = None,
     penalty: float | None = None,
+    batch_norm: str = "fold",
 ) -> keras.Model:
     """Returns a new model that trains with the rounding of its int8 file; `model` stays as it was.
 
@@ -46,7 +48,8 @@ def quantize_aware(
     has to be compiled, trains with plain `fit`, keeps the zeros and the shared values of its
     kernels while it does, is saved and loaded as `.keras`, and `convert` needs no samples for it.
 
-    Train it with a tenth of the float model's learning rate or less: its BatchNorm is gone.
+    Train it with a tenth of the float model's learning rate or less: its BatchNorm is gone. With
+    `batch_norm="train"` it trains as the float model did: see below.
 
     A layer that TFLite cannot compute in integers stays float; `tfc.wrappers.skipped(model)` lists
     them with the reason.
@@ -74,6 +77,11 @@ def quantize_aware(
         learn: "lsq": the step sizes of kernels and activations are trained; "pact": the clipping
             bounds of activations are. Ranges only give the start.
         penalty: of "pact", 1e-4 by default: L2 penalty of the clipping bounds, at least 0.
+        batch_norm: "fold", or "train": a BatchNorm behind a convolution (or another kernel with a
+            scale per channel) goes on seeing the batches and is folded only where the model is
+            evaluated or exported. Its factor scales a channel's steps and leaves the codes alone,
+            so that the file computes what was trained. `FreezeQuantization(statistics_step=...)`
+            stops its statistics. Kernels are clustered before they meet it: with `grid="int8"`.
 
     Raises:
         InputError: unknown words, bits out of range, words that contradict; a rule that matches
@@ -96,7 +104,7 @@ def quantize_aware(
     words = Settings(
         bits, weight_bits, activation_bits, weights, None, ranges, weight_ranges, learn
     )
-    quantized, methods = _structure(model, scheme, words, rules, quantize, penalty)
+    quantized, methods = _structure(model, scheme, words, rules, quantize, penalty, batch_norm)
     if samples is not None and quantize != "weights":
         calibrate(quantized, samples, methods)
     elif samples is None:
@@ -113,10 +121,11 @@ def uncalibrated(
     rules: Sequence[Mapping[str, Any]] = (),
     quantize: str = "both",
     penalty: float | None = None,
+    batch_norm: str = "fold",
     **words: Any,
 ) -> keras.Model:
     """Returns what `quantize_aware` does before ranges start: to check words, or load weights."""
-    return _structure(model, scheme, Settings(**words), rules, quantize, penalty)[0]
+    return _structure(model, scheme, Settings(**words), rules, quantize, penalty, batch_norm)[0]
 
 
 def _structure(
@@ -126,10 +135,13 @@ def _structure(
     rules: Sequence[Mapping[str, Any]],
     quantize: str,
     penalty: float | None,
+    batch_norm: str,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Returns the new model, and by name of each quantizer the method of its range."""
     if scheme != "int8":
         raise unknown("scheme of quantize_aware", scheme, ["int8"])
+    if batch_norm not in BATCH_NORM:
+        raise unknown("batch_norm of quantize_aware", batch_norm, BATCH_NORM)
     settings = resolve(model, default, quantize, rules)
     penalty = _penalty(penalty, [default, *(found for found, _ in settings.values())])
     _check_weights(model)
@@ -141,8 +153,13 @@ def _structure(
     flat, origins = graph.flatten(model)
     by_name = _by_name(origins, settings)
     skips = {name: reason for name, (_, reason) in by_name.items() if reason is not None}
-    insertion = Insertion(*canonical(flat, skips), default, by_name, quantize, penalty)
+    # A factor of 0 leaves nothing that could be unfolded.
+    norms = norms_to_fold(flat) if batch_norm == "train" else {}
+    norms = {name: norm for name, norm in norms.items() if scale_and_offset(norm)[0].all()}
+    insertion = Insertion(*canonical(flat, skips), default, by_name, quantize, penalty, norms)
     quantized = graph.rebuild(insertion.model, insertion.call)
+    for layer, norm in insertion.unfolded:
+        layer.unfold(norm)
     for layer, own in insertion.clipped:
         layer.start(own.weight_ranges or "min_max")
     projection.preserve(quantized)

@@ -9,21 +9,10 @@ import tensorflow as tf
 
 from tfcompress import graph
 from tfcompress.quantization import Codes, fit
+from tfcompress.structured.fold import affine, scale_and_offset
+from tfcompress.wrappers.kernel_layers import kernel_place
 from tfcompress.wrappers.learned import Stop, divided, learn_kernel_step, learned_weight
 from tfcompress.wrappers.rounding import in_steps, straight_through
-
-# Layers whose kernel TFLite holds in int8: its variable, and the axes of its output channels.
-_LAYERS = keras.layers
-KERNELS: dict[type, tuple[str, tuple[int, ...]]] = {
-    _LAYERS.Dense: ("kernel", (1,)),
-    _LAYERS.Conv1D: ("kernel", (2,)),
-    _LAYERS.Conv2D: ("kernel", (3,)),
-    _LAYERS.DepthwiseConv1D: ("kernel", (1, 2)),
-    _LAYERS.DepthwiseConv2D: ("kernel", (2, 3)),
-    _LAYERS.Conv1DTranspose: ("kernel", (1,)),
-    _LAYERS.Conv2DTranspose: ("kernel", (2,)),
-    _LAYERS.PReLU: ("alpha", ()),
-}
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -39,13 +28,15 @@ class QuantizedLayer(keras.layers.Wrapper):
         bias:   multiples of (scale of the inputs) * (scale of the kernel)
 
     Args:
-        layer: one of `KERNELS`.
+        layer: one of `kernel_layers.KERNELS`.
         per_channel: one scale per output channel, or one for the kernel.
         bits: of the kernel, in [2, 8].
         weights: "binary" (+-mean |w|) or "ternary" (Li et al. 2016) instead of a grid.
         clip: "fixed" or "learned": the grid reaches to `limit`, not to max|w|; learned by LSQ
             (Esser et al. 2020), the scale's gradient times 1 / sqrt(weights per scale * largest
             code).
+        norm: the BatchNorm behind a layer with a bias and one scale per channel, which sees the
+            batch in training. Else it is folded in, which multiplies the scales; the codes stay.
 
     Call arguments: the inputs, and the grid that their `FakeQuantize` returned with them; None
     where the inputs are floats, and the bias then stays float.
@@ -70,6 +61,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         bits: int = 8,
         weights: str | None = None,
         clip: str | None = None,
+        norm: keras.layers.BatchNormalization | None = None,
         **kwargs: Any,
     ):
         # Rounding reads the variables themselves, in float32; the layer casts as its policy says.
@@ -80,13 +72,15 @@ class QuantizedLayer(keras.layers.Wrapper):
         self.bits = bits
         self.kernel_values = weights
         self.clip = clip
+        self.norm = norm
         self.observing = False
         self.stop = Stop()
 
     @property
     def found_by_converter(self) -> bool:
         """Whether max|w| of the rounded kernel tells its scale, as TFLite's converter expects."""
-        return self.bits == 8 and self.kernel_values is None and self.clip is None
+        plain = self.kernel_values is None and self.clip is None and self.norm is None
+        return self.bits == 8 and plain
 
     @property
     def learns(self) -> bool:
@@ -100,8 +94,9 @@ class QuantizedLayer(keras.layers.Wrapper):
 
     def build(self, x_shape: Any, grid_shape: Any = None) -> None:
         super().build(x_shape)
-        kernel, axes = self._kernel()
-        shape = tuple(n if axis in axes else 1 for axis, n in enumerate(kernel.shape))
+        if self.norm is not None and not self.norm.built:
+            self.norm.build(self.layer.compute_output_shape(x_shape))
+        shape = self._per_channel_shape()
         if self.clip == "learned":
             self.limit = learned_weight(self, shape, "limit", self.stop)
         elif self.clip == "fixed":
@@ -123,27 +118,50 @@ class QuantizedLayer(keras.layers.Wrapper):
         if self.clip == "learned":
             self.limit_held.assign(self.limit)
 
+    def unfold(self, norm: keras.layers.BatchNormalization) -> None:
+        """Takes a BatchNorm, which was folded into kernel and bias, out of them again.
+
+        Where its factor is negative the channel changes its sign, so that all of the kernel's codes
+        are the file's.
+        """
+        own: Any = self.norm
+        own.set_weights(norm.get_weights())
+        scale, offset = scale_and_offset(norm)
+        for variable in [own.gamma, own.moving_mean] if own.scale else []:
+            variable.assign(variable * np.sign(scale).astype(np.float32))
+        kernel, _ = self._kernel()
+        for variable, shape, beyond in (
+            (kernel, self._per_channel_shape(), 0.0),
+            (self.layer.bias, scale.shape, offset),
+        ):
+            divided = (variable.numpy() - beyond) / np.abs(scale).reshape(shape)
+            variable.assign(divided.astype(np.float32))
+
     def call(self, x: Any, grid: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         kernel, scale, exact = self._rounded()
+        bias = self._bias()
         channels = self._channels()
+        normalizes = training and self.norm is not None
         if grid is None:
-            return self._computed(x, kernel), tf.zeros([channels])
+            y = self._normalized(x) if normalizes else self._computed(x, kernel, bias)
+            return y, tf.zeros([channels])
         input_step = tf.cast(grid[0], tf.float64)
         scales = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
         sums = tf.cast(input_step, tf.float32) * scales
+        if normalizes:
+            return self._normalized(x), sums
         # No input has a step before calibration: it comes as it is.
         width = tf.where(input_step > 0.0, input_step, 1.0)
         # In float64, as the converter: a code of the bias may have more digits than a float32.
         units = width * tf.broadcast_to(tf.reshape(exact, [-1]), [channels])
         # A channel of zeros has no step either: its bias stays.
         units = tf.where(units > 0.0, units, 1.0)
-        bias = getattr(self.layer, "bias", None)
         if bias is not None:
-            bias = in_steps(tf.cast(bias.value, tf.float64), units, sums > 0.0)
+            bias = in_steps(tf.cast(bias, tf.float64), units, sums > 0.0)
         if training or self.observing or not self._sums_integers():
             bias = bias if bias is None else tf.cast(bias * units, tf.float32)
             # PReLU multiplies but sums nothing up: no steps.
-            return self._computed(x, kernel, bias), sums * float(bool(_place(self.layer)[1]))
+            return self._computed(x, kernel, bias), sums * float(bool(kernel_place(self.layer)[1]))
         width = tf.cast(width, tf.float32)
         codes = in_steps(kernel, tf.where(scale > 0.0, scale, 1.0 / width), True)
         bias = bias if bias is None else tf.cast(bias, tf.float32)
@@ -177,8 +195,10 @@ class QuantizedLayer(keras.layers.Wrapper):
         else:
             rounded, scale, _ = (keras.ops.convert_to_numpy(x) for x in self._rounded())
             largest = 127.0 * float(scale.max())
-        getattr(plain, _place(plain)[0]).assign(rounded)
-        if self.per_channel or not _place(plain)[1]:
+            if self.norm is not None:
+                plain.bias.assign(self._bias())
+        getattr(plain, kernel_place(plain)[0]).assign(rounded)
+        if self.per_channel or not kernel_place(plain)[1]:
             return plain
         return _PerTensor(plain, largest)
 
@@ -188,7 +208,13 @@ class QuantizedLayer(keras.layers.Wrapper):
             "bits": self.bits,
             "weights": self.kernel_values,
             "clip": self.clip,
+            "norm": self.norm and keras.saving.serialize_keras_object(self.norm),
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QuantizedLayer":
+        norm = keras.saving.deserialize_keras_object(config.get("norm"))
+        return super().from_config(config | {"norm": norm})
 
     def _computed(self, x: Any, kernel: Any, bias: Any = None) -> Any:
         """Returns what the layer computes with these values in place of its variables'."""
@@ -208,11 +234,16 @@ class QuantizedLayer(keras.layers.Wrapper):
             self.add_loss(loss)
         return outputs
 
+    def _normalized(self, x: Any) -> Any:
+        """Returns what layer and BatchNorm make of a batch in training."""
+        own: Any = self.norm
+        return own(self._computed(x, self._on_grid()[0]), training=True)
+
     def _sums_integers(self) -> bool:
         """Returns whether the layer computes steps times what it computes of integers."""
         layer = self.layer
         return (
-            bool(_place(layer)[1])
+            bool(kernel_place(layer)[1])
             and layer.compute_dtype == "float32"
             and layer.activity_regularizer is None
             and layer.activation in (keras.activations.linear, keras.activations.relu)
@@ -221,6 +252,23 @@ class QuantizedLayer(keras.layers.Wrapper):
     def _rounded(self) -> tuple[Any, Any, Any]:
         """Returns the kernel as the file will hold it, and its scale(s), broadcastable: in float32,
         and in float64 as those by which the file's bias is rounded."""
+        rounded, scale, exact = self._on_grid()
+        if self.norm is None:
+            return rounded, scale, exact
+        factor = tf.reshape(tf.cast(affine(self.norm)[0], tf.float32), self._per_channel_shape())
+        scale *= tf.abs(factor)
+        return rounded * factor, scale, tf.cast(scale, tf.float64)
+
+    def _bias(self) -> Any:
+        """Returns the bias as the file will hold it, not rounded yet; None without one."""
+        bias = getattr(self.layer, "bias", None)
+        if bias is None or self.norm is None:
+            return None if bias is None else bias.value
+        factor, offset = affine(self.norm)
+        return tf.cast(tf.cast(bias.value, tf.float64) * factor + offset, tf.float32)
+
+    def _on_grid(self) -> tuple[Any, Any, Any]:
+        """Returns the same of the kernel alone, without its BatchNorm."""
         variable, axes = self._kernel()
         kernel = tf.convert_to_tensor(variable.value)
         reduced = [axis for axis in range(len(kernel.shape)) if axis not in axes]
@@ -243,11 +291,16 @@ class QuantizedLayer(keras.layers.Wrapper):
         return rounded, scale, tf.cast(scale, tf.float64)
 
     def _kernel(self) -> tuple[keras.Variable, tuple[int, ...]]:
-        name, axes = _place(self.layer)
+        name, axes = kernel_place(self.layer)
         return getattr(self.layer, name), axes if self.per_channel else ()
 
+    def _per_channel_shape(self) -> tuple[int, ...]:
+        """Returns the shape of one number per scale, which broadcasts to the kernel's."""
+        kernel, axes = self._kernel()
+        return tuple(n if axis in axes else 1 for axis, n in enumerate(kernel.shape))
+
     def _channels(self) -> int:
-        name, axes = _place(self.layer)
+        name, axes = kernel_place(self.layer)
         shape = getattr(self.layer, name).shape
         return math.prod(shape[axis] for axis in axes)
 
@@ -293,26 +346,6 @@ class _PerTensor(keras.layers.Wrapper):
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return self.layer.compute_output_spec(inputs)
-
-
-def kind(layer: Any) -> type | None:
-    """Returns the key of `KERNELS` that the layer computes as, or None.
-
-    A subclass counts as its base unless it has a `call` of its own.
-    """
-    for base in type(layer).__mro__:
-        if base in KERNELS:
-            same = getattr(type(layer), "call", None) is getattr(base, "call", None)
-            return base if same else None
-    return None
-
-
-def _place(layer: keras.layers.Layer) -> tuple[str, tuple[int, ...]]:
-    """Returns the name of the kernel's attribute and the axes of its output channels."""
-    base = kind(layer)
-    if base is None:
-        raise TypeError(f"QuantizedLayer has no place for {layer!r}")
-    return KERNELS[base]
 
 
 def built_copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:

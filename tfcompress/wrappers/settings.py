@@ -15,6 +15,7 @@ GRANULARITIES = ("per_channel", "per_tensor")
 LEARN = ("lsq", "pact")
 QUANTIZE = ("both", "weights", "activations")
 WEIGHTS = ("binary", "ternary")
+BATCH_NORM = ("fold", "train")
 FOLLOWED = ("min_max", "ema")  # extremes: their ranges go on following the batches
 _KERNEL_WORDS = ("weight_bits", "weights", "weight_ranges", "granularity")
 _ACTIVATION_WORDS = ("activation_bits", "ranges")

@@ -7,8 +7,9 @@ import keras
 
 from tfcompress import graph
 from tfcompress.wrappers import operators
+from tfcompress.wrappers.kernel_layers import kind
 from tfcompress.wrappers.parts import given, masked
-from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer, kind
+from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer
 from tfcompress.wrappers.rewrites import rewrite_of
 
 _LAYERS = keras.layers

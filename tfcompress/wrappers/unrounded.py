@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from tfcompress import graph
+from tfcompress.structured.fold import weights_after
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
 from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer, built_copy
 
@@ -26,10 +27,17 @@ def unrounded(model: keras.Model) -> keras.Model:
         if not isinstance(operation, QuantizedLayer | KeptFloat):
             return copy(*args, **kwargs)
         if id(operation) not in made:
-            made[id(operation)] = built_copy(operation.layer)
+            made[id(operation)] = _plain(operation)
         return made[id(operation)](args[0])
 
     return graph.rebuild(graph.functional(model), call)
+
+
+def _plain(wrapper: QuantizedLayer | KeptFloat) -> keras.layers.Layer:
+    plain, norm = built_copy(wrapper.layer), getattr(wrapper, "norm", None)
+    if norm is not None:
+        plain.set_weights(weights_after(wrapper.layer, norm))
+    return plain
 
 
 def simulated(model: keras.Model) -> dict[str, keras.KerasTensor]:
