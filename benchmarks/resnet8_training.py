@@ -15,7 +15,9 @@ AUGMENT = Augment(shift=4, flip=True)
 VERSIONS = 10  # of each image, whose soft labels a teacher gives
 
 
-def taught_batches(images, teachers, folder, first=0, seed=SEED, mixup=False, steps=None):
+def taught_batches(
+    images, teachers, folder, first=0, seed=SEED, mixup=False, steps=None, augment=AUGMENT
+):
     """Returns endless batches from epoch `first` on: images, and (n, 1 + CLASSES): the class, then
     the probabilities that the teachers, `.keras` files, give each class.
 
@@ -23,8 +25,8 @@ def taught_batches(images, teachers, folder, first=0, seed=SEED, mixup=False, st
     say is computed once and kept in the folder. `mixup` mixes the images in pairs.
     """
     steps = steps or steps_per_epoch(images, BATCH)
-    batches = training_batches(images, BATCH, VERSIONS, 0, seed, AUGMENT)
-    words = [f"seed{seed}"]
+    batches = training_batches(images, BATCH, VERSIONS, 0, seed, augment)
+    words = [f"seed{seed}"] if augment else [f"seed{seed}", "plain"]
     if mixup:
         words.append("mixup")
         batches = mixed(batches, seed)
