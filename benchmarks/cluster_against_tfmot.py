@@ -67,7 +67,7 @@ NETWORKS = {
         scale=1,
         before=(0, 0.0),
         epochs=2,
-        options=MNIST.options | {"tfcompress": {"method": "kmeans", "update_every": 100_000}},
+        options=MNIST.options | {"tfcompress": MNIST.options["tfcompress"] | {"method": "kmeans"}},
     ),
     "unbiased": dataclasses.replace(
         MNIST,

@@ -72,7 +72,7 @@ def lossy_problem(seed, lossy):
 @pytest.mark.parametrize("lossy", [False, True])
 def test_no_single_choice_can_be_bettered(lossy):
     weights, inputs, targets, made = lossy_problem(1, lossy)
-    moments = LayerInputs.of(inputs, targets, weights)
+    moments = LayerInputs.of(inputs, targets - inputs @ weights)
     rounded = AdaRound().round(weights, made, moments)
 
     def errors(codes):
@@ -91,7 +91,7 @@ def test_the_relaxation_finds_more_than_single_changes_do(lossy):
     totals = np.zeros(2)
     for seed in range(6):
         weights, inputs, targets, made = lossy_problem(seed, lossy)
-        moments = LayerInputs.of(inputs, targets, weights)
+        moments = LayerInputs.of(inputs, targets - inputs @ weights)
         for index, iterations in enumerate((1, 300)):
             rounded = AdaRound(iterations=iterations).round(weights, made, moments)
             totals[index] += ((inputs @ (rounded * made.scale) - targets) ** 2).sum()
@@ -134,7 +134,7 @@ def test_it_makes_up_for_what_the_inputs_lost():
     weights, inputs, made = problem(5, size=16, samples=400)
     lossy = np.floor(inputs * 2) / 2  # as if the layers before were quantized
     targets = inputs @ weights
-    moments = LayerInputs.of(lossy, targets, weights)
+    moments = LayerInputs.of(lossy, targets - lossy @ weights)
     errors = [
         ((lossy @ (AdaRound().round(weights, made, given) * made.scale) - targets) ** 2).sum()
         for given in (moments, LayerInputs.of(lossy))
@@ -145,8 +145,9 @@ def test_it_makes_up_for_what_the_inputs_lost():
 def test_moments_add_up_and_give_the_error():
     weights, inputs, _ = problem(2)
     targets = np.maximum(inputs, 0.1) @ weights
-    whole = LayerInputs.of(inputs, targets, weights)
-    halves = [LayerInputs.of(inputs[s], targets[s], weights) for s in (slice(20), slice(20, None))]
+    lacking = targets - inputs @ weights
+    whole = LayerInputs.of(inputs, lacking)
+    halves = [LayerInputs.of(inputs[s], lacking[s]) for s in (slice(20), slice(20, None))]
     summed = halves[0] + halves[1]
     assert summed.count == whole.count == 50
     np.testing.assert_allclose(summed.gram, whole.gram)
@@ -155,6 +156,25 @@ def test_moments_add_up_and_give_the_error():
     grown = ((inputs @ (weights + change) - targets) ** 2).sum(axis=0)
     grown -= ((inputs @ weights - targets) ** 2).sum(axis=0)
     np.testing.assert_allclose(whole.error(change), grown, rtol=1e-6)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16), samples=st.integers(3, 40))
+def test_a_bias_makes_up_for_the_mean(seed, samples):
+    """Moments about the means give the error that is left with the best bias of all."""
+    weights, inputs, _ = problem(seed, samples=samples)
+    lossy = np.floor(2 * inputs) / 2
+    moments = LayerInputs.of(lossy, (inputs - lossy) @ weights)
+    change = np.random.default_rng(seed).normal(size=weights.shape)
+
+    def errors(bias, change):
+        return ((lossy @ (weights + change) + bias - inputs @ weights) ** 2).sum(axis=0)
+
+    bias = moments.bias_change(change)
+    np.testing.assert_allclose(bias, (inputs @ weights - lossy @ (weights + change)).mean(axis=0))
+    grown = errors(bias, change) - errors(moments.bias_change(np.zeros_like(change)), 0)
+    found = moments.about_means().error(change)
+    np.testing.assert_allclose(found, grown, rtol=1e-6, atol=1e-8 * moments.gram.max())
 
 
 def test_wrong_inputs():
@@ -167,9 +187,7 @@ def test_wrong_inputs():
         LayerInputs.of(np.full((2, 2), np.nan))
     with pytest.raises(InputError, match=r"must have shape \(..., samples, in\), not empty"):
         LayerInputs.of(np.zeros((0, 8)))
-    with pytest.raises(InputError, match="needs the weights where it has targets"):
-        LayerInputs.of(inputs, inputs @ weights)
-    with pytest.raises(InputError, match="Targets and weights of LayerInputs must fit the inputs"):
-        LayerInputs.of(inputs, inputs, weights)
+    with pytest.raises(InputError, match="Outputs of LayerInputs must fit"):
+        LayerInputs.of(inputs, weights)
     with pytest.raises(InputError, match="Moments of LayerInputs must fit"):
         LayerInputs.of(inputs) + LayerInputs.of(inputs[:, :7])

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tfcompress.errors import InputError, require
+from tfcompress.errors import require
 from tfcompress.quantization.grid import finite
 
 
@@ -30,16 +30,11 @@ class LayerInputs:
     missing: np.ndarray | float = 0.0
 
     @classmethod
-    def of(
-        cls,
-        inputs: np.ndarray,
-        targets: np.ndarray | None = None,
-        weights: np.ndarray | None = None,
-    ) -> "LayerInputs":
+    def of(cls, inputs: np.ndarray, lacking: np.ndarray | None = None) -> "LayerInputs":
         """Returns the moments of `inputs` (..., samples, in).
 
-        With `targets` (..., samples, out), the outputs wanted without bias, and the float `weights`
-        (..., in, out), the rounding makes up for what the outputs lack.
+        With `lacking` (..., samples, out), the outputs wanted less those of these inputs and the
+        float weights, the rounding makes up for what the outputs lack.
         """
         inputs = finite(inputs, "Inputs of LayerInputs")
         shape, rule = inputs.shape, "must have shape (..., samples, in), not empty"
@@ -47,17 +42,11 @@ class LayerInputs:
         across = np.swapaxes(inputs, -1, -2)
         gram = (across @ inputs).astype(np.float64)
         total = inputs.sum(axis=-2, dtype=np.float64)
-        if targets is None:
+        if lacking is None:
             return cls(gram, shape[-2], total=total)
-        if weights is None:
-            raise InputError("LayerInputs needs the weights where it has targets")
-        targets = finite(targets, "Targets of LayerInputs")
-        weights = finite(weights, "Weights of LayerInputs")
-        outputs = (*shape[:-1], weights.shape[-1])
-        fits = weights.shape[:-1] == (*shape[:-2], shape[-1]) and targets.shape == outputs
-        shapes = {"inputs": shape, "targets": targets.shape, "weights": weights.shape}
-        require(fits, "Targets and weights of LayerInputs", "must fit the inputs", **shapes)
-        lacking = targets - inputs @ weights
+        lacking = finite(lacking, "Outputs of LayerInputs")
+        shapes = {"inputs": shape, "outputs": lacking.shape}
+        require(lacking.shape[:-1] == shape[:-1], "Outputs of LayerInputs", "must fit", **shapes)
         shortfall = (across @ lacking).astype(np.float64)
         return cls(gram, shape[-2], shortfall, total, lacking.sum(axis=-2, dtype=np.float64))
 

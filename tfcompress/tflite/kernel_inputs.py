@@ -1,6 +1,7 @@
 """What a file's kernels are multiplied with on the samples, for a rounding that looks at it."""
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +17,8 @@ from tfcompress.tflite.quantizer import Kernel
 from tfcompress.tflite.replay import Replay
 
 _LARGEST_MATRIX = 8192  # inputs of a kernel: above, their second moments take over 512 MB
+# Places of its map at which a sample shows what a kernel sees: neighbours see nearly the same.
+_MOST_PLACES = 1024
 
 
 class KernelInputs:
@@ -52,28 +55,41 @@ class KernelInputs:
         if len(readers) == 1:
             return _sum(self._beside(kernel, matrices))
         if tensor not in self._shared:
-            inputs = (x for reader in readers for x in self._in_float(reader))
-            self._shared[tensor] = _sum(map(LayerInputs.of, inputs))
+            self._shared[tensor] = _sum(
+                LayerInputs.of(self._cut(reader, values, rows))
+                for reader in readers
+                for values, rows in zip(self._in_float(reader), self._places(reader), strict=False)
+            )
         return self._shared[tensor]
 
     def _beside(self, kernel: Kernel, matrices: np.ndarray) -> Iterator[LayerInputs]:
         number = kernel.number
         later = self._read_from(number)
         found = self._quantized.read(kernel.written, kernel.operators, kernel.data, later)
-        for exact, values in zip(self._in_float(number), found, strict=True):
-            yield LayerInputs.of(self._cut(number, values), exact @ matrices, matrices)
+        both = zip(self._in_float(number), found, strict=True)
+        for (exact, values), rows in zip(both, self._places(number), strict=False):
+            lost = self._cut(number, exact - values, rows)
+            yield LayerInputs.of(self._cut(number, values, rows), lost @ matrices)
 
     def _in_float(self, number: int) -> Iterator[np.ndarray]:
-        """Yields what the float file's operator multiplies with, (groups, rows, in) per sample."""
+        """Yields what the float file's operator reads, sample by sample."""
         before, later = self._operators[:number], self._read_from(number)
         data = int(self._operators[number].inputs[KERNELS[self._name(number)].data])
-        for values in self._exact.read(self._model, before, data, later):
-            yield self._cut(number, values)
+        return self._exact.read(self._model, before, data, later)
 
-    def _cut(self, number: int, values: np.ndarray) -> np.ndarray:
+    def _places(self, number: int) -> Iterator[np.ndarray | slice]:
+        """Yields for one sample after another at which places of the output its inputs are cut."""
+        output = self._model.subgraphs[0].tensors[int(self._operators[number].outputs[0])]
+        places = math.prod(fb.shape(output)[:-1])
+        random = np.random.default_rng(number)
+        while True:
+            few = places > _MOST_PLACES
+            yield random.choice(places, _MOST_PLACES, replace=False) if few else slice(None)
+
+    def _cut(self, number: int, values: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
         name, op = self._name(number), self._operators[number]
         shape = fb.shape(self._model.subgraphs[0].tensors[self._tensor(number)])
-        return patches(values, name, op, shape, self._groups(number))
+        return patches(values, name, op, shape, self._groups(number), rows)
 
     def _read_from(self, number: int) -> set[int]:
         """Returns what this operator and those after it read."""

@@ -11,6 +11,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import flatbuffer as fb
 
+_ALL = slice(None)
+
 
 def to_matrices(kernel: np.ndarray, operator: str, groups: int = 1) -> np.ndarray:
     """Returns the stored kernel as (groups, in, out)."""
@@ -41,15 +43,21 @@ def groups_of(model: schema.ModelT, operator: schema.OperatorT, inputs: int) -> 
 
 
 def patches(
-    values: np.ndarray, name: str, operator: schema.OperatorT, kernel: tuple[int, ...], groups: int
+    values: np.ndarray,
+    name: str,
+    operator: schema.OperatorT,
+    kernel: tuple[int, ...],
+    groups: int,
+    rows: np.ndarray | slice = _ALL,
 ) -> np.ndarray:
     """Returns what the kernel's matrices are multiplied with: (groups, samples, in).
 
     `values` are the operator's inputs, (1, height, width, channels) or (..., in) for
-    FULLY_CONNECTED; `kernel` is the stored kernel's shape.
+    FULLY_CONNECTED; `kernel` is the stored kernel's shape. `rows`: which samples, all those of an
+    output channel being numbered in order; others are not cut out at all.
     """
     if name == "FULLY_CONNECTED":
-        return values.reshape(1, -1, kernel[1])
+        return values.reshape(1, -1, kernel[1])[:, rows]
     options = operator.builtinOptions
     high, wide = kernel[1], kernel[2]
     steps = (options.strideH, options.strideW)
@@ -62,7 +70,8 @@ def patches(
         cut = cut[:, :: steps[0], :: steps[1]]
     # (1, rows, columns, high, wide, channels) -> (groups, samples, high * wide * channels)
     channels = cut.shape[-1] // groups
-    split = cut.reshape(-1, high * wide, groups, channels)
+    chosen = np.unravel_index(np.arange(math.prod(cut.shape[:3]))[rows], cut.shape[:3])
+    split = cut[chosen].reshape(-1, high * wide, groups, channels)
     return split.transpose(2, 0, 1, 3).reshape(groups, len(split), -1)
 
 
