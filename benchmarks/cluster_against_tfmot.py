@@ -40,8 +40,8 @@ SIDES = ("tfmot", "tfcompress")
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a network is trained: epochs and rate before, epochs of clustering, and of each side the
-    rate and what its `cluster` is told, tfcompress's of LeNet-5 chosen with `--validation`. Images
-    are divided by `scale`."""
+    rate and what its `cluster` is told, tfcompress's chosen with `--validation`. Images are divided
+    by `scale`."""
 
     scale: float
     before: tuple[int, float]
@@ -67,7 +67,13 @@ NETWORKS = {
         scale=1,
         before=(0, 0.0),
         epochs=2,
-        options=MNIST.options | {"tfcompress": MNIST.options["tfcompress"] | {"method": "kmeans"}},
+        options=MNIST.options
+        | {
+            "tfcompress": {
+                "method": {"entropy_kmeans": {"entropy_weight": 0.003}},
+                "update_every": 100_000,
+            }
+        },
     ),
     "unbiased": dataclasses.replace(
         MNIST,

@@ -4,6 +4,7 @@
 
 The baseline is the fine-tuned float model that `channel_pruning.py --stages baseline` leaves.
 
+float32_trained  the float model, trained on as the next two are: what training alone does
 scalars   each kernel has 16 values; weights change their cluster while they train
 blocks    1 x 4 blocks are sums of two codebooks' entries, as many as 4 bits per weight pay for,
           codebooks included; kernels of less than 4,096 weights, to which codebooks of blocks are
@@ -43,7 +44,12 @@ class Bench(resnet8_quantization.Bench):
 
     def result(self, row):
         """Returns the figures of one row."""
-        how = {"float32": self.as_it_is, "scalars": self.scalars, "blocks": self.blocks}
+        how = {
+            "float32": self.as_it_is,
+            "float32_trained": self.trained_on,
+            "scalars": self.scalars,
+            "blocks": self.blocks,
+        }
         model, found = how[row]() if row in how else self.method(row)
         values = max(len(np.unique(kernel.value())) for kernel in weights.kernels(model))
         return found | {"values": values} | self.accuracies(tfc.convert(model, scheme="float32"))
@@ -51,9 +57,12 @@ class Bench(resnet8_quantization.Bench):
     def as_it_is(self):
         return self.model, {"bits": 32.0}
 
+    def trained_on(self):
+        return self.trained("float32_trained", []), {"bits": 32.0}
+
     def scalars(self):
-        callback = {"method": "kmeans", "clusters": CLUSTERS, "update_every": NEVER}
-        model = self.trained("scalars", callback, self.options.epochs)
+        callback = tfc.ClusterOnSchedule("kmeans", clusters=CLUSTERS, update_every=NEVER)
+        model = self.trained("scalars", [callback])
         return model, {"bits": bits_of(model)}
 
     def blocks(self):
@@ -61,8 +70,8 @@ class Bench(resnet8_quantization.Bench):
             {"layers": f".*{kernel.path}", "block": (1, 4), "levels": 2, "clusters": entries}
             for kernel, entries in in_blocks(self.model)
         ]
-        callback = {"clusters": CLUSTERS, "update_every": NEVER, "rules": rules}
-        model = self.trained("blocks", callback, self.options.epochs)
+        callback = tfc.ClusterOnSchedule(clusters=CLUSTERS, update_every=NEVER, rules=rules)
+        model = self.trained("blocks", [callback])
         return model, {"bits": bits_of(model, in_blocks(model))}
 
     def method(self, name):
@@ -73,11 +82,11 @@ class Bench(resnet8_quantization.Bench):
         self.train(model, name, self.options.method_epochs, *self.how, [])
         return model, {"bits": bits, "clusters": clusters, "before": before}
 
-    def trained(self, name, arguments, epochs):
-        """Returns a copy of the model that is clustered while it trains."""
+    def trained(self, name, callbacks):
+        """Returns a copy of the model that is trained on."""
         model = keras.models.clone_model(self.model)
         model.set_weights(self.model.get_weights())
-        self.train(model, name, epochs, *self.how, [tfc.ClusterOnSchedule(**arguments)])
+        self.train(model, name, self.options.epochs, *self.how, callbacks)
         return model
 
     @property
@@ -153,7 +162,7 @@ def report(rows):
 
 
 def _parse(arguments):
-    rows = ["scalars", "blocks", *clustering.METHODS.names()]
+    rows = ["float32_trained", "scalars", "blocks", *clustering.METHODS.names()]
     parser = resnet8_quantization.parser(__doc__, rows, "cluster_resnet8")
     parser.set_defaults(epochs=6, rate=3e-4, distill=0.5)
     parser.add_argument("--method-epochs", type=int, default=1)
