@@ -20,7 +20,7 @@ PLAN = tiny.RECIPE | {
             "iterative": {
                 "epochs": 4,
                 "bits": 8,
-                "rules": [{"layers": "head", "order": "magnitude"}],
+                "rules": [{"layers": "head", "order": "nearest"}],
             }
         },
     ],

@@ -54,8 +54,9 @@ class RoundIteratively(KernelCallback):
         granularity: "per_channel" or "per_tensor": which weights share a scale; None: as in the
             file, which has one scale per output channel, save where `quantize_aware` says per
             tensor. A kernel whose clusters reach over channels has one scale.
-        order: which weights are rounded first: "nearest" (to their point of the grid), "magnitude"
-            (the largest) or "random". The largest of each channel, which makes the grid, always is.
+        order: which weights are rounded first: "magnitude" (the largest), "random", or "nearest"
+            (to their point of the grid: the worst come last, when little is left to make up for
+            them). The largest of each channel, which makes the grid, always is.
         data: (x, y) or another form that `tfc.sensitivity` takes, of which 512 samples tell how
             much each weight matters; None: all weights count alike, the squared error decides.
         rules: what differs for some kernels, e.g. `{"layers": "head/.*", "bits": 8}`. Keys:
@@ -82,7 +83,7 @@ class RoundIteratively(KernelCallback):
         shares: Sequence[float] = (0.5, 0.75, 0.875, 1.0),
         update_every: int | None = None,
         granularity: str | None = None,
-        order: str = "nearest",
+        order: str = "magnitude",
         data: Any = None,
         rules: Sequence[Mapping[str, Any]] = (),
     ):

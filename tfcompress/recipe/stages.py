@@ -236,7 +236,7 @@ class Iterative(FitKeys):
     shares: list[float] = [0.5, 0.75, 0.875, 1.0]
     update_every: Count | None = None
     granularity: str | None = None
-    order: str = "nearest"
+    order: str = "magnitude"
     rules: list[dict[str, Any]] = []
 
     @pydantic.model_validator(mode="after")
