@@ -18,7 +18,8 @@ Rows (`--rows`):
     qat_mixed        the same in the bits of the row `mixed`
 
 Rows that train see the training images as they are, neither moved nor flipped as the baseline did,
-and are taught by the float model as well, or by the mean of `--teachers`. BatchNorm trains too.
+and are taught by the float model as well, or by the mean of `--teachers`. BatchNorm trains, too,
+but for `iterative_int4`, which needs it folded.
 
 Every file sees the 10,000 test images once, on the LiteRT interpreter. A tenth of the training
 images is held out: on these every choice is made (how ranges are found, which epoch's weights).

@@ -1,5 +1,6 @@
 """The inner tensors of a `.tflite` file, one after another: also of one that is being written."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
@@ -39,34 +40,23 @@ class Replay:
             tensor: one that they make, or an input.
             later: what the operators read that are still to come.
         """
-        if not self._done:
-            self._kept = _inputs(model, self._samples)
-        detail = _detail(model.subgraphs[0].tensors[tensor])
-        found = self._kept.get(tensor) or self._run(model, operators, tensor, later)
-        yield from (interpreter.dequantize(values, detail) for values in found)
-
-    def _run(
-        self,
-        model: schema.ModelT,
-        operators: Sequence[schema.OperatorT],
-        tensor: int,
-        later: Set[int],
-    ) -> Iterator[np.ndarray]:
-        new = list(operators[self._done :])
-        made = {int(i) for operator in new for i in operator.outputs}
-        outputs = [tensor, *sorted((later & made) - {tensor})]
-        needed = prefixes.needed(new, outputs)
-        before = set(_inputs(model, ())) | {int(i) for o in operators for i in o.outputs} - made
-        inputs = sorted(before & {int(i) for operator in needed for i in operator.inputs})
-        if self._done and (tensor not in made or not self._kept.keys() >= set(inputs)):
-            self._done, self._kept = 0, _inputs(model, self._samples)
-            yield from self._run(model, operators, tensor, later)
+        graph, detail = model.subgraphs[0], _detail(model.subgraphs[0].tensors[tensor])
+        if not self._done and not self._kept:
+            self._kept = self._inputs(model)
+        if tensor in self._kept:
+            yield from (interpreter.dequantize(values, detail) for values in self._kept[tensor])
             return
-        kept: dict[int, list[np.ndarray]] = {number: [] for number in outputs if number in later}
+        given = set(map(int, graph.inputs)) | _made(operators[: self._done])
+        part = _segment(operators[self._done :], given, tensor, later)
+        if not self._kept.keys() >= set(part.inputs):
+            self._done, self._kept = 0, self._inputs(model)
+            part = _segment(operators, set(self._kept), tensor, later)
+        content = prefixes.part(model, part.operators, part.inputs, part.outputs)
+        kept: dict[int, list[np.ndarray]] = {n: [] for n in part.outputs if n in later}
         left = _MOST_BYTES
-        for values in _runs(prefixes.part(model, needed, inputs, outputs), self._kept, inputs):
-            yield values[0]
-            for number, value in zip(outputs, values, strict=True):
+        for values in _runs(content, self._kept, part.inputs):
+            yield interpreter.dequantize(values[0], detail)
+            for number, value in zip(part.outputs, values, strict=True):
                 if number in kept and left >= 0:
                     kept[number].append(value)
                     left -= value.nbytes
@@ -74,14 +64,38 @@ class Replay:
             older = {number: values for number, values in self._kept.items() if number in later}
             self._done, self._kept = len(operators), older | kept
 
+    def _inputs(self, model: schema.ModelT) -> dict[int, list[np.ndarray]]:
+        """Returns by tensor what the file's inputs are on the samples."""
+        graph, found = model.subgraphs[0], {}
+        for number, array in zip(map(int, graph.inputs), self._samples, strict=True):
+            codes = interpreter.quantize(array, _detail(graph.tensors[number]))
+            found[number] = [value[np.newaxis] for value in codes]
+        return found
 
-def _inputs(model: schema.ModelT, samples: Sequence[np.ndarray]) -> dict[int, list[np.ndarray]]:
-    """Returns by tensor what the file's inputs are on the samples."""
-    graph = model.subgraphs[0]
-    details = {int(number): _detail(graph.tensors[number]) for number in graph.inputs}
-    pairs = zip(details.items(), samples, strict=bool(len(samples)))
-    codes = {number: interpreter.quantize(array, detail) for (number, detail), array in pairs}
-    return {number: [value[np.newaxis] for value in codes.get(number, ())] for number in details}
+
+@dataclasses.dataclass(frozen=True)
+class _Segment:
+    """The operators to run, what they take, and what they give: first of all what was asked for."""
+
+    operators: list[schema.OperatorT]
+    inputs: list[int]
+    outputs: list[int]
+
+
+def _segment(
+    new: Sequence[schema.OperatorT], given: Set[int], tensor: int, later: Set[int]
+) -> _Segment:
+    """Returns which of the `new` operators make the tensor, and what is read `later`."""
+    made = _made(new)
+    outputs = [tensor, *sorted((later & made) - {tensor})]
+    needed = prefixes.needed(list(new), outputs)
+    # What none of the new operators makes has to be taken as it is.
+    read = {int(i) for operator in needed for i in operator.inputs} | {tensor} - made
+    return _Segment(needed, sorted(read & given), outputs)
+
+
+def _made(operators: Sequence[schema.OperatorT]) -> set[int]:
+    return {int(i) for operator in operators for i in operator.outputs}
 
 
 def _runs(

@@ -138,18 +138,19 @@ class QuantizedLayer(keras.layers.Wrapper):
             variable.assign(divided.astype(np.float32))
 
     def call(self, x: Any, grid: Any = None, training: bool | None = None) -> tuple[Any, Any]:
-        kernel, scale, exact = self._rounded()
+        on_grid = self._on_grid()
+        kernel, scale, exact = self._folded(*on_grid)
         bias = self._bias()
         channels = self._channels()
         normalizes = training and self.norm is not None
         if grid is None:
-            y = self._normalized(x) if normalizes else self._computed(x, kernel, bias)
+            y = self._normalized(x, on_grid[0]) if normalizes else self._computed(x, kernel, bias)
             return y, tf.zeros([channels])
         input_step = tf.cast(grid[0], tf.float64)
         scales = tf.broadcast_to(tf.reshape(scale, [-1]), [channels])
         sums = tf.cast(input_step, tf.float32) * scales
         if normalizes:
-            return self._normalized(x), sums
+            return self._normalized(x, on_grid[0]), sums
         # No input has a step before calibration: it comes as it is.
         width = tf.where(input_step > 0.0, input_step, 1.0)
         # In float64, as the converter: a code of the bias may have more digits than a float32.
@@ -234,10 +235,10 @@ class QuantizedLayer(keras.layers.Wrapper):
             self.add_loss(loss)
         return outputs
 
-    def _normalized(self, x: Any) -> Any:
+    def _normalized(self, x: Any, kernel: Any) -> Any:
         """Returns what layer and BatchNorm make of a batch in training."""
         own: Any = self.norm
-        return own(self._computed(x, self._on_grid()[0]), training=True)
+        return own(self._computed(x, kernel), training=True)
 
     def _sums_integers(self) -> bool:
         """Returns whether the layer computes steps times what it computes of integers."""
@@ -252,7 +253,10 @@ class QuantizedLayer(keras.layers.Wrapper):
     def _rounded(self) -> tuple[Any, Any, Any]:
         """Returns the kernel as the file will hold it, and its scale(s), broadcastable: in float32,
         and in float64 as those by which the file's bias is rounded."""
-        rounded, scale, exact = self._on_grid()
+        return self._folded(*self._on_grid())
+
+    def _folded(self, rounded: Any, scale: Any, exact: Any) -> tuple[Any, Any, Any]:
+        """Returns what `_on_grid` gives with the BatchNorm in it, if there is one."""
         if self.norm is None:
             return rounded, scale, exact
         factor = tf.reshape(tf.cast(affine(self.norm)[0], tf.float32), self._per_channel_shape())
