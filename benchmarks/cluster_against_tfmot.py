@@ -28,6 +28,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
+from statistics import fmean as mean
 
 import architectures
 import numpy as np
@@ -93,18 +94,22 @@ def main(arguments=None):
     options = parse(arguments)
 
     def compared(network):
-        with tempfile.TemporaryDirectory() as folder:
-            return compare(options, network, pathlib.Path(folder))
+        return [compare(options, network, seed) for seed in options.seeds]
 
     return turns.run(options, work, compared, table)
 
 
-def compare(options, network, folder):
+def compare(options, network, seed):
     """Trains the network, has both sides cluster it in turns, and returns what their files show."""
-    np.savez(folder / "data.npz", **images(options, network))
-    baseline = start("tfcompress", "train", options, network, folder)
+    with tempfile.TemporaryDirectory() as name:
+        return _compare(options, network, seed, pathlib.Path(name))
+
+
+def _compare(options, network, seed, folder):
+    np.savez(folder / "data.npz", **images(options, network, seed))
+    baseline = start("tfcompress", "train", options, network, seed, folder)
     turns.in_turns([baseline])
-    sides = {side: start(side, "cluster", options, network, folder) for side in SIDES}
+    sides = {side: start(side, "cluster", options, network, seed, folder) for side in SIDES}
     turns.in_turns(sides.values())
     x, y = load(folder, network)[2:]
     results = {"baseline": read_back(folder / "baseline.tflite", x, y)}
@@ -123,17 +128,17 @@ def asked(options, network):
     return [k for k in options.clusters if network != "unbiased" or k <= 25]
 
 
-def start(side, task, options, network, folder):
+def start(side, task, options, network, seed, folder):
     """Returns the process of one side, which waits for its turn."""
     command = [sys.executable, __file__, "--side", side, "--task", task, "--networks", network]
     command += ["--folder", str(folder), "--model", str(options.model)]
     command += ["--baseline", str(options.baseline)] if options.baseline else []
     command += ["--epochs", str(options.epochs)] if options.epochs else []
-    command += ["--seed", str(options.seed), "--clusters", *map(str, asked(options, network))]
-    return turns.Side(f"{side} {network}", command)
+    command += ["--seeds", str(seed), "--clusters", *map(str, asked(options, network))]
+    return turns.Side(f"{side} {network} seed {seed}", command)
 
 
-def images(options, network):
+def images(options, network, seed):
     """Returns the arrays to train on and to judge by, uint8.
 
     With `--validation` these are the last 5,000 training images, which are never trained on.
@@ -148,7 +153,7 @@ def images(options, network):
         path = options.mnist
     with np.load(path, allow_pickle=False) as arrays:
         x, y, x_test, y_test = (arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-    order = np.random.default_rng(options.seed).permutation(len(x))
+    order = np.random.default_rng(seed).permutation(len(x))
     used, judged = order[:-5000][: options.number], order[-5000:]
     if options.validation:
         x_test, y_test = x[judged], y[judged]
@@ -196,7 +201,7 @@ def work(options):
         model = build(chain.keras, network, options)
         with np.load(folder / "baseline.npz") as weights:
             set_weights(model, weights)
-        chain.keras.utils.set_random_seed(options.seed)
+        chain.keras.utils.set_random_seed(options.seeds[0])
         return model
 
     results = {"plain": fit(baseline(), [], 1, settings.rates[options.side], "plain")[0]}
@@ -256,28 +261,39 @@ def read_back(path, x, y):
     return {"accuracy": float(np.mean(found == y)), "deflated_bytes": deflated}
 
 
-def table(network, results):
+def table(network, runs):
     """A row for each number of clusters: accuracy, deflated bytes, distinct values, seconds."""
-    base = results["baseline"]
+    base = mean(run["baseline"]["accuracy"] for run in runs)
+    size = mean(run["baseline"]["deflated_bytes"] for run in runs)
     lines = [
-        f"{network}: float {base['accuracy']:.2%}, {base['deflated_bytes']:,} bytes deflated",
+        f"{network}: float {base:.2%}, {size:,.0f} bytes deflated, {len(runs)} seed(s)",
         f"{'clusters':>8}{'':12}{'accuracy':>10}{'deflated':>11}{'values':>8}{'s per epoch':>13}"
         f"{'of plain':>10}",
     ]
-    for clusters, sides in results.items():
-        if clusters == "baseline":
-            continue
-        pairs = list(zip(*(sides[side]["seconds"] for side in SIDES), strict=True))
-        ratio = statistics.median(ours / theirs for theirs, ours in pairs)
-        for side in SIDES:
-            found = sides[side]
-            seconds = statistics.median(found["seconds"])
+    for clusters in [key for key in runs[0] if key != "baseline"]:
+        found = {side: [run[clusters][side] for run in runs] for side in SIDES}
+        for side, of_seeds in found.items():
+            seconds = statistics.median(s for one in of_seeds for s in one["seconds"])
+            plain = statistics.median(one["plain"] for one in of_seeds)
             lines.append(
-                f"{clusters:>8}  {side:10}{found['accuracy']:>10.2%}{found['deflated_bytes']:>11,}"
-                f"{found['values']:>8}{seconds:>13.2f}{seconds / found['plain']:>9.2f}x"
-                + (f" {ratio:.3f}x" if side == "tfcompress" else "")
+                f"{clusters:>8}  {side:10}{mean(one['accuracy'] for one in of_seeds):>10.2%}"
+                f"{mean(one['deflated_bytes'] for one in of_seeds):>11,.0f}"
+                f"{max(one['values'] for one in of_seeds):>8}"
+                f"{seconds:>13.2f}{seconds / plain:>9.2f}x"
             )
+        lines[-1] += compared(*(found[side] for side in SIDES))
     return "\n".join(lines) + "\n"
+
+
+def compared(theirs, ours):
+    """Says how accuracy and time compare, both of equal seeds and epochs."""
+    pairs = list(zip(theirs, ours, strict=True))
+    points = [100 * (b["accuracy"] - a["accuracy"]) for a, b in pairs]
+    spread = f" +- {statistics.stdev(points) / len(points) ** 0.5:.2f}" if len(points) > 1 else ""
+    times = [
+        own / other for a, b in pairs for other, own in zip(a["seconds"], b["seconds"], strict=True)
+    ]
+    return f"  {mean(points):+.2f}{spread} points, {statistics.median(times):.3f}x the time"
 
 
 def parse(arguments):
@@ -295,7 +311,7 @@ def parse(arguments):
     add("--clusters", nargs="+", type=int, default=[8, 16, 32])
     add("--epochs", type=int, help="of the training with clusters")
     add("--number", type=int)
-    add("--seed", type=int, default=0)
+    add("--seeds", nargs="+", type=int, default=[0])
     add("--validation", action="store_true", help="judge by 5,000 training images")
     add("--json", type=pathlib.Path, metavar="FILE", help="save all results here")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
