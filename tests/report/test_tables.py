@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tfcompress.report import tables
+from tfcompress.report import render, tables
 
 
 def printed(record, width=140):
@@ -27,6 +27,15 @@ def test_the_table_shows_what_the_record_holds(record):
     assert "passed: accuracy drop: 0.005 (limit 0.01)" in text
     assert "FAILED: size: 1,600 (limit 1,000)" in text
     assert "Skipped depthwise/kernel: too few weights" in text
+
+
+def test_clusters_that_end_empty_are_counted_in_table_and_page(record):
+    assert "without a weight" not in printed(record) + render(record)
+    record["stages"][1]["history"]["empty_clusters"] = [3, 0]
+    assert "without a weight" not in printed(record) + render(record)
+    record["stages"][0]["history"]["empty_clusters"] = [0, 6]
+    for shown in (printed(record), render(record)):
+        assert "train: 6 clusters kept without a weight" in shown
 
 
 def test_markup_in_names_is_printed_not_obeyed(record):

@@ -69,6 +69,7 @@ def render(
         stage_titles=tables.STAGE_TITLES,
         stages=tables.stages(record),
         arguments=[(s.get("name"), _pretty(s.get("arguments"))) for s in stages],
+        empty_clusters=tables.empty_clusters(record),
         skipped=tables.skipped(record),
         checks=tables.checks(record),
         kernels=[_kernel_row(kernel) for kernel in (measures or {}).get("kernels") or []],

@@ -71,6 +71,7 @@ def print_table(record: Mapping[str, Any], console: Console | None = None) -> No
     if record.get("stages"):
         parts.append(_stages(record))
     parts += [Text(f"Skipped {path}: {reason}") for _, path, reason in skipped(record)]
+    parts += [Text(f"{stage}: {note}") for stage, note in empty_clusters(record)]
     parts += [
         Text(f"{check['verdict']}: {check['text']}", style="green" if check["passed"] else "red")
         for check in checks(record)
@@ -98,6 +99,20 @@ def skipped(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (str(stage.get("name", MISSING)), path, str(reason))
         for stage in record.get("stages") or []
         for path, reason in (stage.get("skipped") or {}).items()
+    ]
+
+
+def empty_clusters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns (stage, sentence) for each stage that ended with clusters that no weight was in."""
+    ends = [
+        (str(stage.get("name", MISSING)), counts[-1])
+        for stage in record.get("stages") or []
+        if (counts := (stage.get("history") or {}).get("empty_clusters"))
+    ]
+    return [
+        (stage, f"{count(number)} cluster{'s' * (number != 1)} kept without a weight")
+        for stage, number in ends
+        if number
     ]
 
 
