@@ -57,7 +57,7 @@ def resolve(
     for number, rule in enumerate(rules, 1):
         _check(rule, number, allowed)
         pattern = _compile(rule["layers"], number)
-        matched = [k for k in kernels if pattern.fullmatch(k.path) or _on_layer(pattern, k)]
+        matched = [kernel for kernel in kernels if matches(pattern, kernel)]
         if not matched:
             raise _nothing_matched(rule["layers"], number, kernels, kind)
         for kernel in matched:
@@ -65,8 +65,9 @@ def resolve(
     return resolved
 
 
-def _on_layer(pattern: re.Pattern, kernel: HasPath) -> bool:
-    return pattern.fullmatch(kernel.layer_path) is not None
+def matches(pattern: str | re.Pattern, kernel: HasPath) -> bool:
+    """Returns whether a rule's `layers` selects the kernel."""
+    return any(re.fullmatch(pattern, path) for path in (kernel.path, kernel.layer_path))
 
 
 def _check(rule: Any, number: int, allowed: set[str]) -> None:

@@ -160,17 +160,22 @@ def test_a_killed_fit_finds_codes_and_sums_in_the_weights(data, tmp_path):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_pruning_on_empties_clusters_which_stay_and_are_counted(data):
+@pytest.mark.parametrize("block", [(1, 1), (2, 1)])
+def test_pruning_on_empties_clusters_which_stay_and_are_counted(data, block):
     model = small_model()
     schedule = {"polynomial": {"end": 0.9, "begin_step": 8, "end_step": 12}}
     history = fit(
         model,
         data,
-        tfc.ClusterOnSchedule(clusters=8),
+        tfc.ClusterOnSchedule(clusters=8, block=block),
         tfc.PruneOnSchedule(schedule, update_every=1),
     )
     assert zeros(model.get_layer("hidden")) == pytest.approx(0.9, abs=0.01)
-    assert history.history["empty_clusters"][0] > 0
+    found = history.history["empty_clusters"][0]
+    kernels = [w for w in model.get_weights() if w.ndim > 1]
+    if block == (1, 1):
+        assert found == sum(8 - len(np.unique(w[w != 0])) for w in kernels)
+    assert 0 < found < 8 * len(kernels)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_bad_arguments_are_one_clear_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_fewer_values_than_clusters_are_told_and_empty_clusters_counted(data):
+def test_fewer_values_than_clusters_are_told_and_are_no_empty_clusters(data):
     model = small_model()
     hidden = model.get_layer("hidden")
     hidden.kernel.assign(np.where(hidden.kernel > 0, 0.5, -0.25))
@@ -199,8 +204,21 @@ def test_fewer_values_than_clusters_are_told_and_empty_clusters_counted(data):
     message = "ClusterOnSchedule: clusters for hidden/kernel are more than its 2 distinct values"
     with pytest.warns(UserWarning, match=message):
         history = fit(model, data, tfc.ClusterOnSchedule(clusters=8, rules=rules))
-    assert history.history["empty_clusters"] == [6]
+    assert history.history["empty_clusters"] == [0]
     assert len(np.unique(hidden.kernel)) == 2
+
+
+def test_the_sum_of_normalised_steps_is_warned_of(data):
+    model = small_model()
+    callback = tfc.ClusterOnSchedule(clusters=8, gradients="sum")
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.warns(UserWarning, match="'sum' moves .* which Adam has normalised.*'root'"):
+        model.fit(*data, verbose=0, callbacks=[callback])
+
+
+def test_a_step_by_hand_needs_a_model():
+    with pytest.raises(tfc.InputError, match="needs a model before apply"):
+        tfc.ClusterOnSchedule().apply(0)
 
 
 def test_what_only_the_model_tells_stops_before_training(data):

@@ -12,6 +12,7 @@ from tfcompress.clustered import Plan, cluster_codes, cluster_kernel, cluster_to
 from tfcompress.weights import kernels, to_blocks
 
 L = keras.layers
+PATHS = ("conv/kernel", "depthwise/kernel", "pointwise/kernel", "head/kernel")
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,58 @@ def test_fisher_weights_save_more_loss_than_none(model):
     assert weighted < plain
 
 
+def test_weights_without_importance_still_get_values_of_their_own(model):
+    head = model.get_layer("head").kernel
+    w = np.asarray(head)
+    importance = {path: np.zeros(value.shape) for path, value in values(model).items()}
+    zero = tfc.cluster(model, clusters=4, importance=importance)
+    plain = tfc.cluster(model, clusters=4)
+    for path, value in values(plain).items():
+        np.testing.assert_allclose(values(zero)[path], value, rtol=1e-5)
+    middle = np.median(w)
+    importance["head/kernel"] = (w < middle).astype(np.float64)
+    half = np.asarray(
+        tfc.cluster(model, "linear", 4, importance=importance).get_layer("head").kernel
+    )
+    assert np.unique(half[w > 0.9 * w.max()]).min() > middle
+
+
+def test_a_rule_keeps_its_number_within_a_budget_which_asks_for_none(model):
+    rules = [{"layers": "head", "clusters": 2}]
+    small = tfc.cluster(model, max_bytes=900, rules=rules)
+    counts = {path: len(np.unique(w)) for path, w in values(small).items()}
+    assert counts["head/kernel"] == 2 and max(counts.values()) > 2
+    tiny = keras.Sequential([keras.Input((2,)), L.Dense(5)])  # has no 16 weights
+    assert len(np.unique(tfc.cluster(tiny, max_bytes=100).layers[0].kernel)) <= 10
+
+
+def test_a_rule_that_names_a_method_keeps_the_number_of_clusters(model):
+    rules = [
+        {"layers": "head", "method": "gmm"},
+        {"layers": "pointwise", "method": {"linear": {"clusters": 7}}},
+    ]
+    found = values(tfc.cluster(model, clusters=4, rules=rules))
+    counts = {path: len(np.unique(w)) for path, w in found.items()}
+    assert counts == {
+        "conv/kernel": 4, "depthwise/kernel": 4, "pointwise/kernel": 7, "head/kernel": 4
+    }  # fmt: skip
+
+
+def test_channels_that_are_constant_each_are_not_called_a_constant_kernel():
+    made = keras.Sequential([keras.Input((4,)), L.Dense(3, name="head")])
+    made.get_layer("head").kernel.assign(np.tile([[1.0, 2.0, 3.0]], (4, 1)))
+    with pytest.warns(UserWarning, match="^head/kernel is constant in each of its channels"):
+        tfc.cluster(made, clusters=2, per="channel")
+
+
+def test_a_centroid_that_lost_its_blocks_starts_where_the_error_is_largest():
+    blocks = np.float32([[1, 1], [1, 2], [5, 5], [9, 9]])
+    plan = Plan("test", {"kmeans": {"clusters": 3}}, block=(2, 1))
+    start = [np.float32([[1, 1], [5, 5], [-99, -99]])]
+    found = cluster_kernel(blocks.reshape(-1, 1), plan, start=start)
+    assert np.unique(to_blocks(found.values, (2, 1)), axis=0).tolist() == [[1, 1.5], [5, 5], [9, 9]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -249,6 +302,9 @@ def test_fisher_weights_save_more_loss_than_none(model):
         ({"grid": "int8", "method": "linear"}, "needs the method kmeans"),
         ({"grid": "int8", "levels": 2}, "goes with block"),
         ({"importance": {"conv/kernel": np.ones(3)}}, "importance of conv/kernel must have shape"),
+        ({"importance": np.ones(3)}, "importance of cluster must be a mapping"),
+        ({"importance": {"haed/kernel": 1}}, "Unknown path of a kernel.* 'head/kernel'"),
+        ({"importance": dict.fromkeys(PATHS, "x")}, "importance of conv/kernel .* of numbers"),
         ({"rules": [{"layers": "no", "skip": "x"}]}, "matches no kernel"),
         ({"rules": [{"layers": ".*", "skip": "x"}]}, "at least one kernel that no rule skips"),
     ],

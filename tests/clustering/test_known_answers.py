@@ -136,7 +136,7 @@ def test_gmm_is_scikit_learns():
 
 def test_a_full_covariance_of_long_blocks_is_refused_with_the_way_out():
     blocks = np.random.default_rng(0).normal(size=(20, 6000)).astype(np.float32)
-    with pytest.raises(InputError, match="needs 4.3 GB for blocks of 6000 weights: must be 'diag'"):
+    with pytest.raises(InputError, match="needs 4.3 GB for 6000 values each: must be 'diag'"):
         clustering.GaussianMixture(16).fit(blocks)
     assert len(clustering.GaussianMixture(2, "diag").fit(blocks).centroids) == 2
 

@@ -173,7 +173,7 @@ def test_methods_that_want_more_blocks_than_there_are_take_all(arguments):
 @pytest.mark.parametrize("name", ["gmm", "bgmm"])
 def test_covariances_that_need_too_much_memory_are_refused_with_the_way_out(name):
     blocks = np.random.default_rng(0).normal(size=(12, 3000)).astype(np.float32)
-    message = r"1\.1 GB for blocks of 3000 weights: must be 'diag'. Received: covariance='full'"
+    message = r"1\.1 GB for 3000 values each: must be 'diag'. Received: covariance='full'"
     with pytest.raises(InputError, match=message) as caught:
         create(name, clusters=16).fit(blocks)
     assert "\n" not in str(caught.value)

@@ -39,7 +39,39 @@ def test_the_optimum_has_the_least_error_and_figures_are_those_of_the_weights(mo
     assert figure.axes[1].get_title() == f"after: {by_name['kmeans'].accuracy:.2%} right"
 
 
+def test_on_a_grid_the_error_is_that_of_the_folded_kernels_and_sizes_those_of_codes():
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(16, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(4),
+        ]
+    )
+    model.layers[1].moving_variance.assign(np.linspace(0.1, 5, 16))
+    found = tfc.compare_clusterings(model, ["kmeans"], 8, grid="int8")
+    assert found.baseline.method == "(as int8)"
+    assert found.baseline.error < 1e-3 < found.results[0].error < 0.05
+    assert found.results[0].distinct_values == 8 < found.baseline.distinct_values <= 255
+    assert found.results[0].deflated_bytes < 0.6 * found.baseline.deflated_bytes
+
+
+def test_methods_of_one_name_are_told_apart_and_budgets_need_no_number(model):
+    given = [{"kmeans": {"clusters": 3}}, "linear", {"kmeans": {"clusters": 5}}]
+    found = tfc.compare_clusterings(model, given, max_bytes=200)
+    assert [result.method for result in found.results] == ["kmeans", "linear", "kmeans 2"]
+    assert not any(result.failed for result in found.results)
+
+
 def test_bad_input_is_one_line(model):
+    with pytest.raises(tfc.InputError, match="Unknown setting.* 'blok'.*'block'"):
+        tfc.compare_clusterings(model, ["kmeans"], blok=(1, 2))
+    empty = keras.Sequential([keras.Input((6,)), keras.layers.ReLU()])
+    with pytest.raises(tfc.InputError, match="must have a kernel"):
+        tfc.compare_clusterings(empty)
     with pytest.raises(tfc.InputError, match="Did you mean 'kmeans'"):
         tfc.compare_clusterings(model, ["kmean"])
     with pytest.raises(tfc.InputError, match="block for .* must not be larger"):

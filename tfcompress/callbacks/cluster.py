@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from tfcompress import clustered, sharing
@@ -27,8 +28,9 @@ class ClusterOnSchedule(KernelCallback):
     training ends it is an ordinary Keras model whose kernels hold few distinct values.
 
     Each epoch's `logs` receive `distinct_values` (the largest number of distinct non-zero values
-    in a clustered kernel; codes, on a grid), `empty_clusters` (numbers of codebooks that no weight
-    has, over all kernels) and `cluster_seconds` (time spent in clustering).
+    in a clustered kernel; codes, on a grid), `empty_clusters` (of those found when the kernels were
+    last clustered, how many no block is in any more, over all kernels) and `cluster_seconds` (time
+    spent in clustering).
 
     Args:
         method: the clustering method; see `tfcompress.clustering.METHODS`. A name, a
@@ -129,12 +131,21 @@ class ClusterOnSchedule(KernelCallback):
         self._plans: dict[str, Plan] = {}
         self._axes: dict[str, tuple[int, ...] | None] = {}
         self._found: dict[str, Clustered] = {}
+        self._counts: dict[str, int] = {}  # by path, of clusters when they were found
         self._forms: dict[str, Any] = {}
         self._frozen_from: float = math.inf if freeze_step is None else freeze_step
         self._epoch_started: int | None = None
 
     def on_train_begin(self, logs=None):
         self._epoch_started = None
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if self.gradients == "sum" and not isinstance(optimizer, keras.optimizers.SGD):
+            _tell(
+                f"gradients='sum' moves a cluster of n weights by the sum of n steps, which "
+                f"{type(optimizer).__name__} has normalised: too far for most models. 'root' is "
+                "for such optimizers"
+            )
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -184,6 +195,7 @@ class ClusterOnSchedule(KernelCallback):
                 values, where = self._cluster(kernel, w, form.centroids if in_use else None)
             elif step == self.begin_step:
                 self._tell_of_few(kernel, where)
+            self._counts[kernel.path] = self._used(kernel, where)
             projection.share(form, where, w)
             kernel.variable.assign(values)
 
@@ -293,15 +305,26 @@ class ClusterOnSchedule(KernelCallback):
         return form.codes if shared else kernel.value()
 
     def _empty(self, kernel: Kernel) -> int:
-        """Returns how many numbers of the kernel's codebooks no weight has."""
-        form, plan = self._forms[kernel.path], self._plans[kernel.path]
+        """Returns how many of the kernel's clusters no block is in any more."""
+        form = self._forms[kernel.path]
         if self.projections[kernel.path].sharing is not form:
             return 0
+        on_grid = self._axes.get(kernel.path) is not None
+        used = self._used(kernel, form.codes if on_grid else form.places)
+        if self._moves(kernel):
+            return sum(map(len, form.centroids)) - used
+        return self._counts.get(kernel.path, used) - used
+
+    def _used(self, kernel: Kernel, where: np.ndarray) -> int:
+        """Returns how many clusters there are in numbers of `_cluster`."""
         if self._axes.get(kernel.path) is not None:
-            return plan.method.clusters - len(np.unique(form.codes))
+            return len(np.unique(where))
+        plan = self._plans[kernel.path]
         size = clustered.shape_of(plan, plan.channels(kernel))
-        used = np.unique(form.places[form.places > 0])
-        return size["cells"] * size["columns"] - len(used)
+        # A cluster of blocks has a number for each weight of a block.
+        book, entry = np.divmod(where[where > 0] - 1, size["columns"])
+        width = plan.block[0] * plan.block[1]
+        return len(np.unique(book // width * size["columns"] + entry))
 
 
 def _check_freeze_step(freeze_step: int | None, begin_step: int, update_every: int | None) -> None:

@@ -1,6 +1,7 @@
 """Stops what a quantization-aware model observes and learns of its grids."""
 
 import numbers
+import warnings
 from typing import Any
 
 import keras
@@ -28,8 +29,8 @@ class FreezeQuantization(keras.callbacks.Callback):
             moving statistics and are not trained; at least 0; None: always.
 
     Raises:
-        InputError: no step given, a negative one, a model with nothing to stop, or with ranges that
-            would never start.
+        InputError: no step given, a negative one, a model that is not quantization-aware, or with
+            ranges that would never start. A model whose ranges stay anyway is told in a warning.
 
         model = tfc.quantize_aware(model, samples=x_train[:200])
         model.compile(...)
@@ -77,10 +78,16 @@ class FreezeQuantization(keras.callbacks.Callback):
             step = self.learned_step if layer.learns else self.observers_step
             if step is not None and (layer.learns or layer.follows):
                 found.append((layer, step))
-        rule = "needs a model of quantize_aware whose ranges follow or whose steps are learned"
-        wanted = self.observers_step is not None or self.learned_step is not None
-        require(found or not wanted, "FreezeQuantization", rule, observers_step=self.observers_step,
-                learned_step=self.learned_step)  # fmt: skip
+        given = {"observers_step": self.observers_step, "learned_step": self.learned_step}
+        wanted = any(step is not None for step in given.values())
+        rule = "needs a model of quantize_aware, whose ranges follow or whose steps are learned"
+        require(layers or not wanted, "FreezeQuantization", rule, **given)
+        if wanted and not found:
+            warnings.warn(
+                "FreezeQuantization has nothing to stop: the ranges of this model stay as its "
+                "samples gave them",
+                stacklevel=3,
+            )
         rule = "needs a model with a BatchNorm that was left in float and is trained"
         require(
             self.statistics_step is None or self._free_norms(), "statistics_step", rule,
@@ -109,6 +116,16 @@ class FreezeQuantization(keras.callbacks.Callback):
             projection.forget_compiled_step(self.model)
 
     def on_train_end(self, logs=None):
+        done = self._iterations() - self._first
+        steps = (self.observers_step, self.learned_step, self.statistics_step)
+        late = [step for step in steps if step is not None and step >= done > 0]
+        if late:
+            # The same text for each `fit` of a loop, so that it is shown once.
+            warnings.warn(
+                f"FreezeQuantization: training ended before step {min(late)}. Steps count from "
+                "where the callback met the model.",
+                stacklevel=2,
+            )
         for norm in self._norms:
             norm.trainable = True
         self._norms = []

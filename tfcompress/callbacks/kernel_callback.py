@@ -73,6 +73,9 @@ class KernelCallback(keras.callbacks.Callback):
         Args:
             step: number of optimizer steps done so far; read from `model.optimizer` if None.
         """
+        if self.model is None:
+            owner = type(self).__name__
+            raise InputError(f"{owner} needs a model before apply: callback.set_model(model).")
         if not self.projections:
             self._install()
         step = self._step() if step is None else int(step)

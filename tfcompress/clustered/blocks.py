@@ -47,8 +47,11 @@ class Clustered:
         is left over, has no more values."""
         if self.error > 0:
             return ""
-        count = max((len(books[0].centroids) for books in self.books if books), default=0)
-        return remark(path, plan, count, plan.keep_zeros and not self.places.all())
+        counts = [len(books[0].centroids) for books in self.books if books]
+        if len(counts) > 1 and max(counts) == 1:
+            return f"{path} is constant in each of its channels, each of which has one cluster"
+        zeros = plan.keep_zeros and not self.places.all()
+        return remark(path, plan, max(counts, default=0), zeros)
 
 
 def remark(path: str, plan: Plan, count: int, zeros: bool) -> str:
@@ -97,8 +100,6 @@ def cluster_together(
     if not len(blocks):
         return [_zeros(w, plan) for w in arrays]
     counted = np.concatenate([piece.counts[piece.used] for piece in pieces])
-    if not counted.any():
-        counted[:] = 1.0
     even = bool((counted == counted[0]).all())
     given = None if even else counted
     if plan.levels == 1:
@@ -223,10 +224,19 @@ class _Piece:
 
 
 def _nearest(start: np.ndarray | None, blocks: np.ndarray) -> clustering.Codebook | None:
-    """Returns the codebook of the blocks that are nearest to each of the centroids."""
+    """Returns the codebook of the blocks that are nearest to each of the centroids; where a
+    centroid has none, the block that is farthest from its own begins a cluster."""
     if start is None or not len(start):
         return None
-    return arrays.codebook(blocks, arrays.assign(blocks, start), None)
+    labels = arrays.assign(blocks, start)
+    distances = np.square(blocks - start[labels]).sum(axis=1)
+    for empty in np.setdiff1d(np.arange(len(start)), labels):
+        farthest = distances.argmax()
+        if distances[farthest] == 0:
+            break
+        labels[farthest] = empty
+        distances = np.minimum(distances, np.square(blocks - blocks[farthest]).sum(axis=1))
+    return arrays.codebook(blocks, labels, None)
 
 
 def _zeros(w: np.ndarray, plan: Plan) -> Clustered:

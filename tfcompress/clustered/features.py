@@ -102,10 +102,9 @@ def cluster_features(
     channels = np.ascontiguousarray(features[::step].T, np.float32)
     finite = np.isfinite(channels).all()
     require(finite, f"Outputs of layer '{layer}'", "must be finite")
+    channels = clustering.spanned(channels)
     book = chosen.fit(channels)
     figures = clustering.quality(channels, book)
-    centred = (channels - channels.mean(axis=0)).astype(np.float64)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
     plane = np.zeros((len(channels), 2))
-    plane[:, : min(2, len(s))] = (u * s)[:, :2]
+    plane[:, : channels.shape[1]] = channels[:, :2]
     return FeatureClusters(layer, book.indices, figures.silhouette, figures.sse, plane)

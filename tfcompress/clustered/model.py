@@ -1,5 +1,6 @@
 """Models whose weights share few values."""
 
+import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from tfcompress.clustered import budget
 from tfcompress.clustered.blocks import Clustered, cluster_kernel, cluster_together
 from tfcompress.clustered.codes import cluster_codes
 from tfcompress.clustered.plan import KEYS, Plan, scale_axes
-from tfcompress.errors import InputError, require
+from tfcompress.errors import InputError, require, unknown
 from tfcompress.structured import fold_batch_norm
 from tfcompress.structured.fold import can_fold
 from tfcompress.weights import Kernel, kernels
@@ -38,8 +39,10 @@ def cluster(
     """Returns a new model in whose kernels blocks of weights share few values; `model` stays.
 
     Each kernel is cut into blocks, the blocks are clustered, and each becomes its centroid. The new
-    model is not compiled; train it on with `callbacks=[tfc.Preserve()]`, or cluster while training
-    with `ClusterOnSchedule`, which takes the same words. `tfc.compare_clusterings` compares
+    model is not compiled; train it on with `callbacks=[tfc.Preserve()]`, which keeps equal what is
+    equal within a kernel (not sums of `levels`, nor one codebook for several kernels), or cluster
+    while training with `ClusterOnSchedule`, which takes the same words but for `importance`,
+    budgets, `per="model"` and `group`. `tfc.compare_clusterings` compares
     methods, `tfcompress.report.cluster_plots` draws a kernel before and after.
 
     Args:
@@ -59,7 +62,8 @@ def cluster(
             of `method`, `clusters`, `block`, `levels`, `per`, `group`.
         max_bytes: bytes of all clustered kernels, codebooks in float32 and indices entropy coded:
             each kernel (or group) gets the number of clusters in [2, 256] with which the squared
-            error of the whole model is least. `clusters` and `grid` are None then.
+            error of the whole model is least; a rule's `clusters` stays. `clusters` and `grid` are
+            None then, and a method's own number does not count.
         max_error: the same the other way round: the fewest bytes with a sum of squared errors of
             at most this share of the sum of all squared weights, in (0, 1).
         grid: "int8": clusters the integers that the int8 file will hold, after BatchNorm folding
@@ -94,7 +98,7 @@ def cluster(
         per=per,
         keep_zeros=keep_zeros,
     )
-    weights = _importance(importance, plans)
+    weights = _importance(importance, new, plans)
     if grid is not None:
         _onto_grid(new, plans, weights)
         return new
@@ -136,7 +140,8 @@ def planned(
     plan.check_grid()
     _check_budget(clusters, grid, max_bytes, max_error)
     new = _copy(model, grid, importance)
-    plans = _plans(new, plan, rules)
+    within_budget = max_bytes is not None or max_error is not None
+    plans = _plans(new, plan, rules, within_budget)
     _groups(plans)
     return new, plans
 
@@ -177,12 +182,16 @@ def _copy(model: keras.Model, grid: str | None, importance: Any) -> keras.Model:
     return new
 
 
-def _plans(model: keras.Model, plan: Plan, rules: Sequence[Mapping[str, Any]]) -> Group:
+def _plans(
+    model: keras.Model, plan: Plan, rules: Sequence[Mapping[str, Any]], within_budget: bool
+) -> Group:
     found = kernels(model)
     chosen = rules_.resolve(rules, found, KEYS)
     targets = [kernel for kernel in found if "skip" not in chosen[kernel.path]]
     require(targets, _OWNER, "needs at least one kernel that no rule skips")
     pairs = [(kernel, plan.of_rule(chosen[kernel.path])) for kernel in targets]
+    if within_budget:  # which finds all numbers but those of rules
+        pairs = [(k, own if own.fixed else own.with_clusters(2)) for k, own in pairs]
     for kernel, own in pairs:
         finite = np.isfinite(kernel.value()).all()
         require(finite, f"Weights of {kernel.path}", "must be finite to be clustered")
@@ -190,20 +199,34 @@ def _plans(model: keras.Model, plan: Plan, rules: Sequence[Mapping[str, Any]]) -
     return pairs
 
 
-def _importance(importance: Mapping[str, np.ndarray] | None, plans: Group) -> dict[str, np.ndarray]:
+def _importance(importance: Any, model: keras.Model, plans: Group) -> dict[str, np.ndarray]:
+    """Returns the importance by path, above 0: the least counts a millionth of the mean, so that
+    weights without any influence still have a value that is theirs."""
     if importance is None:
         return {}
+    mapping, given = isinstance(importance, Mapping), type(importance).__name__
+    rule = "must be a mapping from paths of kernels to arrays"
+    require(mapping, f"importance of {_OWNER}", rule, type=given)
+    paths = [kernel.path for kernel in kernels(model)]
+    for path in importance:
+        if path not in paths:
+            raise unknown("path of a kernel in importance", path, paths)
     found = {}
     for kernel, _ in plans:
         owner = f"importance of {kernel.path}"
         require(kernel.path in importance, owner, "is missing", given=sorted(importance))
-        array = np.asarray(importance[kernel.path], np.float64)
+        try:
+            array = np.asarray(importance[kernel.path], np.float64)
+        except (TypeError, ValueError):
+            given = type(importance[kernel.path]).__name__
+            raise InputError(f"{owner} must be an array of numbers. Received: {given}") from None
         shape = tuple(kernel.variable.shape)
         require(array.shape == shape, owner, f"must have shape {shape}", shape=array.shape)
         valid = np.isfinite(array).all() and array.min() >= 0
         require(valid, owner, "must be finite and not negative")
         found[kernel.path] = array
-    return found
+    mean = sum(array.sum() for array in found.values()) / sum(a.size for a in found.values())
+    return {path: np.maximum(array, 1e-6 * (mean or 1.0)) for path, array in found.items()}
 
 
 def _groups(plans: Group) -> dict[str, Group]:
@@ -258,9 +281,9 @@ def _options(group: Group, weights: Mapping[str, np.ndarray], total: float) -> l
     plan = group[0][1]
     width = plan.block[0] * plan.block[1] * plan.channels(group[0][0])
     size = sum(int(np.prod(kernel.variable.shape)) for kernel, _ in group)
-    options = []
-    for clusters in budget.CLUSTERS:
-        if clusters > 2 and clusters * width > size:
+    options: list[budget.Option] = []
+    for clusters in [plan.method.clusters] if plan.fixed else budget.CLUSTERS:
+        if options and clusters * width > size:
             break
         own = [(kernel, plan.with_clusters(clusters)) for kernel, plan in group]
         found = _clustered(own, weights)
@@ -282,7 +305,7 @@ def _check_budget(clusters: Any, grid: Any, max_bytes: Any, max_error: Any) -> N
         **given | {"clusters": clusters, "grid": grid},
     )
     ((name, value),) = given.items()
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    fits = number and (name == "max_bytes" or value < 1)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value) > 0
+    fits = number and (name == "max_bytes" or float(value) < 1)
     rule = "must be above 0" if name == "max_bytes" else "must be in (0, 1)"
     require(fits, f"{name} of cluster", rule, **given)

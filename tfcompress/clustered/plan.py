@@ -28,6 +28,7 @@ class Plan:
     """How a kernel is clustered; the fields are explained in `cluster`.
 
     `owner` is who an error names. `group`: kernels of one group share a codebook, "": none does.
+    `fixed`: whether a rule says how many clusters, which no budget changes then.
     """
 
     owner: str
@@ -38,6 +39,7 @@ class Plan:
     keep_zeros: bool = True
     grid: str | None = None
     group: str = ""
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", clustering.METHODS.create(self.method))
@@ -56,10 +58,14 @@ class Plan:
         require(together, f"group of {self.owner}", rule, group=self.group, per=self.per)
 
     def of_rule(self, rule: Mapping[str, Any]) -> "Plan":
-        """Returns the plan with what a rule says otherwise."""
+        """Returns the plan with what a rule says otherwise; a method that says no number of
+        clusters keeps this plan's."""
         changes = {key: rule[key] for key in KEYS if key in rule and key != "clusters"}
-        plan = dataclasses.replace(self, **changes)
-        plan = plan.with_clusters(rule["clusters"]) if "clusters" in rule else plan
+        plan = dataclasses.replace(self, **changes, fixed="clusters" in rule)
+        number = rule.get("clusters")
+        if "method" in rule and number is None and _says_no_number(rule["method"], plan.method):
+            number = getattr(self.method, "clusters", None)
+        plan = plan if number is None else plan.with_clusters(number)
         plan.check_grid()
         return plan
 
@@ -140,6 +146,14 @@ class Plan:
         rule = f"{self.grid!r} goes with block=(1, 1), levels=1 and per='kernel'"
         given = {"block": self.block, "levels": self.levels, "per": self.per}
         require(simple, f"grid of {self.owner}", rule, **given)
+
+
+def _says_no_number(given: Any, method: Any) -> bool:
+    """Returns whether the method, created of what was given, has a number that was not given."""
+    if isinstance(given, Mapping):
+        given = next(iter(given.values()), None) or {}
+        return hasattr(method, "clusters") and "clusters" not in given
+    return hasattr(method, "clusters") and isinstance(given, str)
 
 
 def check_folded(model: keras.Model, owner: str) -> None:

@@ -21,9 +21,10 @@ METHODS: Registry = Registry("clustering method", __name__)
 
 # Below the registry, because the methods enter themselves into it.
 from tfcompress.clustering.additive import additive, decode  # noqa: E402
+from tfcompress.clustering.arrays import spanned  # noqa: E402
 from tfcompress.clustering.autoencoder import Autoencoder  # noqa: E402
 from tfcompress.clustering.bgmm import BayesianMixture  # noqa: E402
-from tfcompress.clustering.choose import most  # noqa: E402
+from tfcompress.clustering.choose import fewest, most  # noqa: E402
 from tfcompress.clustering.codebook import Codebook  # noqa: E402
 from tfcompress.clustering.dbscan import DBSCAN  # noqa: E402
 from tfcompress.clustering.density_linear import DensityLinear  # noqa: E402
@@ -63,6 +64,8 @@ __all__ = [
     "Spectral",
     "additive",
     "decode",
+    "fewest",
     "most",
     "quality",
+    "spanned",
 ]

@@ -114,7 +114,7 @@ def check_memory(method: Any, size: int) -> None:
     require(
         needed <= _MOST_BYTES,
         f"covariance of {type(method).__name__}",
-        f"needs {needed / 2**30:.1f} GB for blocks of {size} weights: must be 'diag'",
+        f"needs {needed / 2**30:.1f} GB for {size} values each: must be 'diag'",
         covariance=method.covariance,
     )
 

@@ -19,18 +19,24 @@ def to_arrays(samples: Any, specs: Sequence[Any], names: Sequence[str]) -> list[
     dataset it is the first 1,000.
 
     Args:
-        samples: an array; for several inputs a list of arrays or a mapping from the inputs'
-            names; or a `tf.data.Dataset`, batched or not, with or without labels.
+        samples: an array, alone or with its labels, (x, y); for several inputs a list of arrays
+            or a mapping from the inputs' names; or a `tf.data.Dataset`, batched or not, with or
+            without labels.
         specs: for each input its `shape` (with the batch axis; None = any) and `dtype`.
         names: the inputs' names.
 
     Raises:
         InputError: for another number of inputs, another shape, no numbers, NaN or infinity.
     """
+    if isinstance(samples, tuple) and len(names) == 1 and len(samples) == 2:
+        samples = samples[0]  # (x, y), as `fit` takes them
     if hasattr(samples, "element_spec"):
         arrays = _from_dataset(samples, specs, names)
     else:
-        arrays = [np.asarray(part) for part in _by_input(samples, names)]
+        try:
+            arrays = [np.asarray(part) for part in _by_input(samples, names)]
+        except ValueError:  # parts of several shapes: they are no array
+            arrays = list(samples)
     if len(arrays) != len(specs):
         raise InputError(
             f"Samples must be one array for each of the model's {len(specs)} inputs "

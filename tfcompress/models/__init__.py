@@ -59,7 +59,10 @@ def load(
 
 
 def check_finite(model: keras.Model) -> None:
-    """Raises `InputError` that names the first weight with NaN or infinity."""
+    """Raises `InputError` for what is no Keras model, or names the first weight with NaN or
+    infinity."""
+    if not isinstance(model, keras.Model):
+        raise InputError(f"A model must be a Keras 3 model. Received: {model!r}")
     for variable in model.weights:
         value = keras.ops.convert_to_numpy(variable)
         if value.dtype.kind == "f" and not np.all(np.isfinite(value)):

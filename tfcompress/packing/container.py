@@ -118,6 +118,7 @@ def opened(content: fb.Flatbuffer) -> Opened:
     """Reads a packed model; see `unpack`."""
     content = _read(content)
     require(content[:3] == MAGIC[:3], _OWNER, "must come from pack()", bytes=len(content))
+    _sound(len(content) >= len(MAGIC), f"it has {len(content)} bytes")
     require(content[:4] == MAGIC, _OWNER, "is of another version of the format", found=content[3:4])
     body = content[_CHECKSUM.stop :]
     _sound(zlib.crc32(body).to_bytes(4, "big") == content[_CHECKSUM], "its checksum differs")
@@ -166,6 +167,8 @@ def _content(model: keras.Model | fb.Flatbuffer) -> bytes:
 def _read(content: fb.Flatbuffer) -> bytes:
     if isinstance(content, bytes | bytearray):
         return bytes(content)
+    given = isinstance(content, str | os.PathLike)
+    require(given, _OWNER, "must be a path or a file's content", type=type(content).__name__)
     try:
         return pathlib.Path(content).read_bytes()
     except OSError as error:

@@ -1,6 +1,7 @@
 """Clustering methods side by side on one model."""
 
 import dataclasses
+import inspect
 import time
 import zlib
 from collections.abc import Sequence
@@ -10,14 +11,17 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfcompress import clustering
-from tfcompress.clustered import cluster
+from tfcompress import clustering, quantization
+from tfcompress.clustered import cluster, scale_axes
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.report import cluster_plots
-from tfcompress.structured import evaluation
+from tfcompress.structured import evaluation, fold_batch_norm
+from tfcompress.structured.fold import can_fold
 from tfcompress.weights import kernels
 
 ALL = "all"
+_CLUSTERS, _MOST_CODES = 16, 256
+_SETTINGS = frozenset(inspect.signature(cluster).parameters) - {"model", "method", "clusters"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,8 @@ class ClusteringResult:
     """What a method made of a model.
 
     error: sum of squared errors over that of all weights, in [0, 1]. entropy_bits: per weight, of
-    the values as independent symbols, over all kernels. deflated_bytes: of the kernels as float32.
+    the values as independent symbols, over all kernels. deflated_bytes: of the kernels as float32,
+    or as the codes of a grid.
     distinct_values: the most that one kernel has. accuracy: share of right classes, None without
     labels. seconds: of the clustering. failed: why the method made nothing, "" where it did.
     confusion: numbers of samples, int64 (true classes, classes that the model says), None without
@@ -120,7 +125,7 @@ class ClusteringComparison:
 def compare_clusterings(
     model: keras.Model,
     methods: str | Sequence[Any] = ALL,
-    clusters: int = 16,
+    clusters: int | str | None = None,
     data: Any = None,
     *,
     batch_size: int = 256,
@@ -130,11 +135,13 @@ def compare_clusterings(
 
     Args:
         methods: "all" of `tfcompress.clustering.METHODS`, or names, mappings or objects.
-        clusters: how many, for methods that can be told, and for objects as well.
+        clusters: how many, for methods that can be told, and for objects as well. None: 16, or as
+            many as `max_bytes` or `max_error` allow.
         data: (x, y) with class numbers y, to measure the accuracy before any training on; None:
             only the weights are looked at.
         batch_size: rows of a batch of `data`.
-        settings: further arguments of `tfc.cluster`: block, levels, per, rules, ...
+        settings: further arguments of `tfc.cluster`: block, levels, per, rules, ... With `grid` the
+            model is compared as it is on that grid, BatchNorm folded, and sizes are those of codes.
 
     A method that cannot do what was asked (a block, a kernel too large for it) stays in the table
     with its reason; only where none can, that is an error.
@@ -152,10 +159,19 @@ def compare_clusterings(
     require(not isinstance(chosen, str), "methods of compare_clusterings", "must be 'all' or names")
     created = [clustering.METHODS.create(method) for method in chosen]
     require(created, "methods of compare_clusterings", "must not be empty")
-    baseline = _measured("(as it is)", model, model, 0.0, data, batch_size)
+    require(kernels(model), f"Model '{model.name}'", "must have a kernel for compare_clusterings")
+    for word in settings:
+        if word not in _SETTINGS:
+            raise unknown("setting of compare_clusterings", word, _SETTINGS)
+    if clusters is None and not {"max_bytes", "max_error"} & settings.keys():
+        clusters = _CLUSTERS
+    grid = settings.get("grid")
+    folded = fold_batch_norm(model) if grid and can_fold(model) else model
+    whole = cluster(model, clusters=_MOST_CODES, grid=grid) if grid else model
+    name = f"(as {grid})" if grid else "(as it is)"
+    baseline = _measured(name, folded, whole, 0.0, data, batch_size, grid)
     results = []
-    for method in created:
-        ((name, _),) = clustering.METHODS.describe(method).items()
+    for name, method in zip(_names(created), created, strict=True):
         started = time.perf_counter()
         try:
             small = cluster(model, method, clusters, **settings)
@@ -163,34 +179,63 @@ def compare_clusterings(
             results.append(ClusteringResult(name, failed=str(error)))
             continue
         seconds = time.perf_counter() - started
-        results.append(_measured(name, model, small, seconds, data, batch_size))
+        results.append(_measured(name, folded, small, seconds, data, batch_size, grid))
     if all(result.failed for result in results):
         raise InputError(results[0].failed)
     return ClusteringComparison(baseline, tuple(results))
 
 
+def _names(methods: Sequence[Any]) -> list[str]:
+    """Returns the methods' names, numbered where one comes again."""
+    found: list[str] = []
+    for method in methods:
+        ((name, _),) = clustering.METHODS.describe(method).items()
+        taken = sum(other.split()[0] == name for other in found)
+        found.append(f"{name} {taken + 1}" if taken else name)
+    return found
+
+
 def _measured(
-    name: str, model: keras.Model, small: keras.Model, seconds: float, data: Any, batch_size: int
+    name: str,
+    model: keras.Model,
+    small: keras.Model,
+    seconds: float,
+    data: Any,
+    batch_size: int,
+    grid: str | None,
 ) -> ClusteringResult:
     before = [kernel.value() for kernel in kernels(model)]
     after = [kernel.value() for kernel in kernels(small)]
+    stored = _codes(small) if grid else [w.astype("<f4") for w in after]
     power = sum(float((w.astype(np.float64) ** 2).sum()) for w in before)
     error = sum(
         float(((w.astype(np.float64) - v) ** 2).sum()) for w, v in zip(before, after, strict=True)
     )
-    counts = [np.unique(w, return_counts=True)[1] for w in after]
+    counts = [np.unique(w, return_counts=True)[1] for w in stored]
     bits = -sum(float((count * np.log2(count / count.sum())).sum()) for count in counts)
     confusion = None if data is None else _confusion(small, data, batch_size)
     return ClusteringResult(
         method=name,
         error=error / max(power, 1e-300),
         entropy_bits=bits / sum(w.size for w in after) + 0.0,
-        deflated_bytes=sum(len(zlib.compress(w.astype("<f4").tobytes(), 9)) for w in after),
+        deflated_bytes=sum(len(zlib.compress(w.tobytes(), 9)) for w in stored),
         distinct_values=max(len(count) for count in counts),
         accuracy=None if confusion is None else float(np.trace(confusion) / confusion.sum()),
         seconds=seconds,
         confusion=confusion,
     )
+
+
+def _codes(model: keras.Model) -> list[np.ndarray]:
+    """Returns the kernels as int8 files hold them; float32 what such files do not hold."""
+    found = kernels(model)
+    stored = []
+    for kernel, axes in zip(found, scale_axes(model, found).values(), strict=True):
+        w = kernel.value()
+        if axes is not None:
+            w = quantization.quantize(w, quantization.fit(w, axes)).astype(np.int8)
+        stored.append(w)
+    return stored
 
 
 def _confusion(model: keras.Model, data: Any, batch_size: int) -> np.ndarray:

@@ -78,10 +78,14 @@ class Allocation:
             lines.append(f"{path:{wide}}  {self.chosen.schemes[path]:<8}{cells_text}")
         for path, reasons in self.excluded.items():
             lines += [f"{path} cannot be {scheme}: {why}" for scheme, why in reasons.items()]
+        timed = any(point.latency_ms is not None for point in self.front)
         lines += ["", f"{'bytes':>10}{'predicted':>11}{'loss':>9}{'accuracy':>10}"]
+        lines[-1] += f"{'ms':>9}" if timed else ""
         for point in self.front:
             accuracy = "" if point.accuracy is None else f"{point.accuracy:.2%}"
-            mark = "  <- chosen" if point == self.chosen else ""
+            milliseconds = "" if point.latency_ms is None else f"{point.latency_ms:.3f}"
+            mark = f"{milliseconds:>9}" if timed else ""
+            mark += "  <- chosen" if point == self.chosen else ""
             lines.append(
                 f"{point.size_bytes:>10,}{point.predicted_loss:>11.4f}{point.loss:>9.4f}"
                 f"{accuracy:>10}{mark}"

@@ -85,6 +85,8 @@ def mixed_precision(
     limit, names, options = checked(schemes, limits)
     require(points >= 2, f"points of {_OWNER}", "must be at least 2", points=points)
     require(most >= 1, f"most of {_OWNER}", "must be at least 1", most=most)
+    rule = "must be left out: each file has the rules that are its own"
+    require("rules" not in arguments, f"rules of {_OWNER}", rule)
     rule = "must be left out, for time: give it to `convert` with the rules found"
     searched = arguments.get("search_ranges", False)
     require(not searched, f"search_ranges of {_OWNER}", rule, search_ranges=searched)

@@ -131,6 +131,8 @@ def loss_of(model: keras.Model, loss: Any = None) -> Loss:
     # A model without layers: it adds no penalties, and its trackers are not the user's.
     judge = keras.Model(name="judge")
     judge.output_names = list(getattr(model, "output_names", [])) or None
+    for name in filter(lambda part: isinstance(part, str), keras.tree.flatten(loss)):
+        call(partial(keras.losses.get, name), "compile with `loss`")
     call(lambda: judge.compile(loss=loss, loss_weights=weights), "compile with `loss`")
 
     def judged(y: Any, outputs: Any) -> Any:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.clustering import METHODS, most
+from tfcompress.clustering import METHODS, fewest, spanned
 from tfcompress.structured import evaluation
 from tfcompress.structured.groups import ChannelGroups, Group, channel_groups
 from tfcompress.structured.prune import require_free
@@ -67,7 +67,7 @@ def merge_channels(
         group
         for group in groups
         if not group.inexact
-        and group.size > most(clustering)
+        and group.size > fewest(clustering)
         and limited[group.name].least < group.size
         and _like_reads(group)
     ]
@@ -76,8 +76,10 @@ def merge_channels(
     for group in targets:
         if group.name not in features:
             continue
-        codebook = clustering.fit(features[group.name])
-        kept[group.name], mixture = _merged(features[group.name], codebook)
+        points = spanned(features[group.name])
+        codebook = clustering.fit(points)
+        distance = np.square(points - codebook.decode()).sum(axis=1)
+        kept[group.name], mixture = _merged(features[group.name], codebook.indices, distance)
         mixtures.append((group, mixture))
     # The weights are added up in a copy; cutting out the rest is removal as usual.
     copy = keep_channels(groups, {}, optimizer)
@@ -125,15 +127,16 @@ def _sampled(x: Any, axis: int) -> Any:
     return flat[:, ::step]
 
 
-def _merged(features: np.ndarray, codebook: Any) -> tuple[np.ndarray, np.ndarray]:
+def _merged(
+    features: np.ndarray, labels: np.ndarray, distance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns which channels stay, and the matrix (channels, channels) from channels to channels:
     row i holds the factor by which the one that stays stands in for channel i."""
     size = len(features)
-    distance = ((features - codebook.decode()) ** 2).sum(axis=1)
-    order = np.lexsort((np.arange(size), distance, codebook.indices))
-    first = np.unique(codebook.indices[order], return_index=True)[1]
+    order = np.lexsort((np.arange(size), distance, labels))
+    first = np.unique(labels[order], return_index=True)[1]
     representatives = order[first]
-    stands_in = representatives[np.unique(codebook.indices, return_inverse=True)[1]]
+    stands_in = representatives[np.unique(labels, return_inverse=True)[1]]
     own = features.astype(np.float64)
     power = (own**2).sum(axis=1)[stands_in]
     factor = (own * own[stands_in]).sum(axis=1) / np.where(power > 0, power, 1.0)

@@ -1,6 +1,6 @@
 """Which ranges a float `.tflite` file's tensors have on samples."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ def observed(
     samples: Sequence[np.ndarray],
     method: Any = "min_max",
     learned: Mapping[int, tuple[float, float]] | None = None,
+    owner: Callable[[int], str] = "tensor {}".format,
 ) -> Ranges:
     """Returns the ranges of the tensors (by their numbers) over the samples, and those `learned`.
 
@@ -65,6 +66,7 @@ def observed(
         content: the float file.
         samples: for each input an array (n, ...).
         method: a name or method of `RANGES`.
+        owner: what an error calls a tensor.
     """
     method = RANGES.create(method)
     states: dict[int, Any] = {}
@@ -73,7 +75,8 @@ def observed(
             values = read(tensor)
             if not np.isfinite(values).all():
                 raise InputError(
-                    "Activations must be finite on the samples. Received: NaN or infinity"
+                    f"Activations of {owner(tensor)} must be finite on the samples. Received: NaN "
+                    "or infinity"
                 )
             if values.size:
                 states[tensor] = method.observe(values.reshape(1, -1), states.get(tensor))

@@ -24,6 +24,14 @@ from tfcompress.tflite.slim import slim
 _GROSS = {"float32": 0.01, "float16": 0.1, "sparse": 0.01, "int4": 1.0, "mixed": 1.0}
 _GROSS_INTEGERS = 0.6
 _EXACT = ("float32", "sparse")
+_NARROWEST = 2.1e-6  # the width of the range that the converter gives to what is always 0
+_STORED = (
+    "float32",
+    "float16",
+    "dynamic",
+    "int8",
+    "int16x8",
+)  # may hold kernels that were trained on a grid
 _COMPARED = 64
 _LOOPS = {"While", "StatelessWhile"}
 
@@ -67,7 +75,7 @@ def convert(
             nearest, truncate, stochastic, max_plus_one, kmeans, or adaround (needs samples).
         ranges: of activations, weight_ranges: of weights; of `quantization.RANGES`: min_max, ema,
             percentile, mse, entropy, sigma.
-        granularity: per_channel, per_tensor, or for int4 with float activations
+        granularity: per_channel, per_tensor, or for int4 with dynamic activations
             {"blocks": {"size": 32}} (32, 64, 128 or 256 inputs of a FULLY_CONNECTED share a scale).
         rules: mappings {"layers": REGEX, ...} on the path of layer or kernel, the last match wins.
             Keys: rounding, weight_ranges, granularity; for mixed also scheme (float32, float16,
@@ -114,17 +122,19 @@ def convert(
     names = [spec.name for spec in specs]
     arrays = None if samples is None else to_arrays(samples, specs, names)
     notes: list[str] = []
-    if scheme == "int8":
-        _check_learned_bits(model)
+    _check_learned(model, scheme)
     # TensorFlow's converter wants ranges of integers like tokens for int16x8, which have none.
     found_here = scheme == "int16x8" and any(spec.dtype.is_integer for spec in specs)
-    found_here = found_here or scheme in ("int8", "int16x8") and _holds_codes(model)
+    found_here = found_here or scheme in _STORED and _holds_codes(model)
     if request.plain and not found_here:
         content = _converted(model, inference, specs, scheme, arrays)
-        if scheme == "int8" and arrays is not None and not audit(content).full_integer:
+        if scheme in ("int8", "int16x8") and arrays is not None:
             # Of some operators that it leaves float, as NEG, there are integer forms.
-            other, found = _quantized(model, inference, drawn, specs, request, arrays)
-            content, notes = (other, found) if audit(other).full_integer else (content, notes)
+            dead = _has_dead_tensors(content)
+            if dead or (scheme == "int8" and not audit(content).full_integer):
+                other, found = _quantized(model, inference, drawn, specs, request, arrays)
+                better = dead or audit(other).full_integer
+                content, notes = (other, found) if better else (content, notes)
     else:
         content, notes = _quantized(model, inference, drawn, specs, request, arrays)
     content = slim(_name_ends(content, model, inference, specs), keep_names)
@@ -137,6 +147,21 @@ def convert(
     return content
 
 
+def _has_dead_tensors(content: bytes) -> bool:
+    """Returns whether the converter has found tensors that are 0 for all samples: it gives them so
+    narrow a range that what other inputs make of them is lost, and XNNPACK may refuse."""
+    file = fb.parse(content)
+    main = file.subgraphs[0]
+    running = {int(i) for op in main.operators or [] for i in op.outputs} | set(main.inputs)
+    found = [main.tensors[number] for number in running]
+    widths = {"INT8": 255, "INT16": 65535}
+    return any(
+        len(fb.scales(t)) == 1 and fb.scales(t)[0] * widths[fb.type_name(t)] < _NARROWEST
+        for t in found
+        if fb.type_name(t) in widths
+    )
+
+
 def _holds_codes(model: keras.Model) -> bool:
     """Returns whether a trained model has kernels whose codes the converter would not find."""
     layers = model._flatten_layers()
@@ -147,13 +172,26 @@ def _holds_codes(model: keras.Model) -> bool:
     )
 
 
-def _check_learned_bits(model: keras.Model) -> None:
-    for layer in filter(markers.is_range, model._flatten_layers()):
-        if layer.quantization()[2] > 8:
-            raise InputError(
-                f"Model '{model.name}' must be converted to scheme 'mixed': '{layer.name}' was "
-                f"trained with more than 8 bits. Received: scheme='int8'"
-            )
+def _check_learned(model: keras.Model, scheme: str) -> None:
+    """Refuses a scheme that has no place for the activations' ranges that a model has learned."""
+    ranges = filter(markers.is_range, model._flatten_layers())
+    bits = {layer.name: layer.quantization()[2] for layer in ranges}
+    if scheme == "sparse" and any(map(markers.is_learned, model._flatten_layers())):
+        bits = bits or {"": 0}
+    if not bits or scheme == "mixed":
+        return
+    wide = [name for name, number in bits.items() if number > 8]
+    if scheme not in ("int8", "int4", "int16x8"):
+        rule, why = "int8, int4 or mixed", "quantize_aware made it"
+    elif wide and (scheme != "int16x8" or len(wide) < len(bits)):
+        rule, why = "mixed", f"'{wide[0]}' was trained with more than 8 bits"
+    elif not wide and scheme == "int16x8":
+        rule, why = "int8, int4 or mixed", "it was trained with activations of up to 8 bits"
+    else:
+        return
+    raise InputError(
+        f"Scheme of model '{model.name}' must be {rule}: {why}. Received: scheme={scheme!r}"
+    )
 
 
 def _converted(
@@ -224,8 +262,13 @@ def _inference(model: keras.Model) -> tuple[keras.Model, bool]:
 def _shortfall(found: Audit, scheme: str) -> str:
     """Returns what the file leaves in float against its scheme, "" if nothing."""
     if scheme in ("int8", "int16x8") and not found.full_integer:
-        names = ", ".join(dict.fromkeys(found.float_operators))
-        return f"is not full integer. Float operators: {names}"
+        names = dict.fromkeys(found.float_operators)
+        culprits = [name for name in names if name not in ("QUANTIZE", "DEQUANTIZE")]
+        return (
+            f"is not full integer: {', '.join(culprits or names)} computes in float, for which "
+            "TFLite has no integer kernel here. With a word such as ranges='min_max' the layer is "
+            "named"
+        )
     kept = [f"{w.name} ({w.size:,} weights)" for w in found.weights if w.dtype == "FLOAT32"]
     if scheme == "dynamic" and kept:
         return f"keeps small kernels, of less than 1,024 weights, in float: {', '.join(kept)}"

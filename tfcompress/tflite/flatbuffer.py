@@ -34,6 +34,9 @@ def read_bytes(flatbuffer: Flatbuffer) -> bytes:
     """Returns the file's content: `flatbuffer` itself, or what lies at that path."""
     if isinstance(flatbuffer, bytes | bytearray):
         return bytes(flatbuffer)
+    if not isinstance(flatbuffer, str | os.PathLike):
+        kind = type(flatbuffer).__name__
+        raise InputError(f"A flatbuffer must be a path or a file's content. Received: {kind}")
     path = pathlib.Path(flatbuffer)
     try:
         return path.read_bytes()
@@ -112,6 +115,13 @@ def scales(tensor: schema.TensorT) -> np.ndarray:
     """Returns the tensor's scales, one or one for each channel; none for what is not quantized."""
     q = tensor.quantization
     return np.zeros(0, np.float32) if q is None or q.scale is None else np.asarray(q.scale)
+
+
+def block_scales(tensor: schema.TensorT) -> int | None:
+    """Returns the number of the tensor that holds a kernel's scale for each block; None: none."""
+    q = tensor.quantization
+    details = None if q is None else q.details
+    return None if details is None else int(details.scales)
 
 
 def data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:

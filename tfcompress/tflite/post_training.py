@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress import rules
 from tfcompress.errors import InputError, require
+from tfcompress.quantization import GRANULARITIES, RANGES, ROUNDINGS
 from tfcompress.tflite import calibration, quantizer, range_search
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.calibration import Ranges
@@ -34,8 +36,12 @@ _INT4 = {
     "tflm": ("CONV_2D", "DEPTHWISE_CONV_2D"),
     "reference": INT4_KERNELS,
 }
-
-
+# The words that choose a kernel's integers: field of `Method` and registry of each.
+_WORDS = {
+    "rounding": ("rounding", ROUNDINGS),
+    "weight_ranges": ("ranges", RANGES),
+    "granularity": ("granularity", GRANULARITIES),
+}
 # How often a run may use each weight: kernels over large maps take much time and have few weights.
 _MOST_USES = 1024
 
@@ -68,21 +74,11 @@ def quantized(
         marked: its float file; units: what the rules may select, as `markers.units` returns them.
         samples: for each input an array (n, ...); None where nothing has to be calibrated.
     """
-    if marked.ranges:
-        given = {key: word for key, word in request.words().items() if word is not None}
-        rule = "must be left out: the model was trained by quantize_aware, its integers are learned"
-        require(not given, "Words that choose integers", rule, **given)
     plan = _Plan(model, marked, units, request)
-    widest = max((bits for _, _, bits in plan.learned.values()), default=8)
-    require(
-        widest <= 8 or request.scheme in ("mixed", "int16x8"),
-        f"Scheme of model '{model.name}'",
-        f"must be mixed or int16x8: it was trained with activations of {widest} bits",
-        scheme=request.scheme,
-    )
+    _mention_words_without_effect(plan, request)
     _check_samples(model, plan, samples)
     ranges = _ranges(plan, request, samples)
-    if request.search_ranges and samples is not None:
+    if request.search_ranges and samples is not None and not marked.ranges:
         write = functools.partial(quantizer.quantize, plan.content, plan.modes, store=plan.nearest)
         ranges = range_search.search(write, ranges, plan.content, samples)
     stores = _Stores(plan, samples)
@@ -106,7 +102,10 @@ class _Plan:
         self.name, self.marked = model.name, marked
         self.shortfalls: list[Shortfall] = []
         self._request = request
-        self.choices = [choices[unit.layer_path if unit else ""] for unit in marked.units]
+        self.choices = [
+            self._with_learned_weights(unit, choices[unit.layer_path if unit else ""])
+            for unit in marked.units
+        ]
         self.content = self._with_kernels(marked.content)
         self.file = fb.parse(self.content)
         self.operators = self.file.subgraphs[0].operators
@@ -131,6 +130,12 @@ class _Plan:
         """Returns the layer of an operator, for messages."""
         unit = self.marked.units[number]
         return unit.layer_path if unit else f"operator {number}"
+
+    def maker(self, tensor: int) -> str:
+        """Returns what puts a tensor out, for messages."""
+        makers = (n for n, operator in enumerate(self.operators) if tensor in operator.outputs)
+        number = next(makers, None)
+        return "an input" if number is None else f"'{self.layer(number)}'"
 
     def operator(self, number: int) -> str:
         return fb.operator_name(self.file, self.operators[number])
@@ -166,18 +171,28 @@ class _Plan:
             self._fall_short(number, "int8", "float32", choice.skip)
         return mode
 
-    def _with_learned_bits(self, number: int, choice: Choice) -> Choice:
-        """Returns the choice; in a mixed file without a rule, with the bits of the training."""
+    def _with_learned_weights(self, unit: Unit | None, choice: Choice) -> Choice:
+        """Returns the choice; in a mixed file without a rule, with the kernel's learned bits."""
         if self._request.scheme != "mixed" or choice.asked:
             return choice
-        mode, unit = choice.mode, self.marked.units[number]
-        made = [self.learned.get(int(tensor)) for tensor in self.operators[number].outputs]
-        if any(found is not None and found[2] > 8 for found in made):
-            mode = dataclasses.replace(mode, activations=INT16)
-        elif unit is not None and is_learned(unit.operation):
-            four = unit.operation.quantization()[2] <= 4
-            mode = dataclasses.replace(mode, weights="int4") if four else mode
+        four = unit is not None and is_learned(unit.operation)
+        four = four and unit.operation.quantization()[2] <= 4  # type: ignore[union-attr]
+        mode = dataclasses.replace(choice.mode, weights="int4") if four else choice.mode
         return dataclasses.replace(choice, mode=mode)
+
+    def _with_learned_bits(self, number: int, choice: Choice) -> Choice:
+        """Returns the choice; in a mixed file without a rule, with the tensors' learned bits."""
+        if self._request.scheme != "mixed" or choice.asked:
+            return choice
+        made = [self.learned.get(int(tensor)) for tensor in self.operators[number].outputs]
+        wide = any(found is not None and found[2] > 8 for found in made)
+        return dataclasses.replace(choice, mode=Mode("int8", INT16)) if wide else choice
+
+    def learned_kernel(self, number: int) -> tuple[Any, Any, int] | None:
+        """Returns what the training has found for the operator's kernel, None if nothing."""
+        unit = self.marked.units[number]
+        layer = None if unit is None else unit.operation
+        return layer.quantization() if is_learned(layer) else None  # type: ignore[union-attr]
 
     def _int4(self, number: int, name: str, choice: Choice) -> Mode:
         """Returns the mode of an int4 layer: its kernel gets 8 bits where 4 do not serve."""
@@ -225,6 +240,37 @@ class _Plan:
                 self.shortfalls.append(found_none)
 
 
+def _mention_words_without_effect(plan: _Plan, request: Request) -> None:
+    """Says which words choose no integers, since the training has."""
+    learned = {n: found for n in plan.kernels() if (found := plan.learned_kernel(n)) is not None}
+    words = [
+        name
+        for name in _WORDS
+        if any(_own(plan.choices[number].method, name) for number in learned)
+    ]
+    if plan.marked.ranges:
+        words += [name for name in ("ranges", "search_ranges") if getattr(request, name)]
+    if words:
+        warnings.warn(
+            f"Model '{plan.name}' was trained by quantize_aware, which has chosen its integers: "
+            f"{', '.join(words)} has no effect on them",
+            stacklevel=5,
+        )
+    narrow = {plan.layer(n) for n, found in learned.items() if plan.modes[n].weight_bits < found[2]}
+    if narrow:
+        warnings.warn(
+            f"Model '{plan.name}' was trained with more bits than its file's kernels have, which "
+            f"are rounded again: {', '.join(sorted(narrow))}. quantize_aware(bits=4) trains 4",
+            stacklevel=5,
+        )
+
+
+def _own(method: Method, name: str) -> bool:
+    """Returns whether a word of the method is not what it is by default."""
+    field, registry = _WORDS[name]
+    return registry.create(getattr(method, field)) != registry.create(getattr(Method(), field))
+
+
 def _uses(file: schema.ModelT, op: schema.OperatorT) -> int:
     """Returns how often one run uses each weight of a pointwise convolution."""
     return int(np.prod(fb.shape(file.subgraphs[0].tensors[int(op.outputs[0])])[:3]))
@@ -257,7 +303,11 @@ def _data(file: schema.ModelT, op: schema.OperatorT) -> int:
 
 
 def _check_samples(model: keras.Model, plan: _Plan, samples: Sequence[np.ndarray] | None) -> None:
-    looking = [n for n in plan.kernels() if plan.choices[n].method.needs_inputs]
+    looking = [
+        number
+        for number in plan.kernels()
+        if plan.choices[number].method.needs_inputs and plan.learned_kernel(number) is None
+    ]
     learned = bool(plan.marked.ranges)
     if samples is None and any(mode.bits for mode in plan.modes) and not learned:
         raise InputError(
@@ -295,7 +345,16 @@ def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None)
         return Ranges(learned=learned)
     unknown = sorted(wanted - set(learned))
     method = request.ranges or "min_max"
-    return calibration.observed(plan.content, unknown, samples, method, learned)
+    ranges = calibration.observed(plan.content, unknown, samples, method, learned, plan.maker)
+    bounds = {tensor: ranges.of(tensor, 8) for tensor in ranges.observed}
+    dead = dict.fromkeys(plan.maker(t) for t, (low, high) in bounds.items() if not low < high)
+    if dead:
+        warnings.warn(
+            f"Activations of model '{plan.name}' are 0 for all samples: {', '.join(dead)}. Their "
+            "ranges are guessed: give other samples, or remove what is dead",
+            stacklevel=5,
+        )
+    return ranges
 
 
 class _Stores:
@@ -311,16 +370,17 @@ class _Stores:
         name, weights = plan.operator(number), kernel.weights
         if method.block and not _holds_blocks(weights.shape, name, bits, method.block):
             method = dataclasses.replace(method, granularity="per_channel")
-        learned = self._learned(number)
+        learned = plan.learned_kernel(number)
         if learned is not None and learned[2] <= bits:
-            return stored_as_learned(weights, name, learned[1], bits)
-        inputs = self._inputs.of(kernel) if method.needs_inputs else None
-        return store(weights, name, bits, method, inputs, kernel.bias, kernel.input_scale)
-
-    def _learned(self, number: int) -> tuple[Any, Any, int] | None:
-        unit = self._plan.marked.units[number]
-        layer = None if unit is None else unit.operation
-        return layer.quantization() if is_learned(layer) else None  # type: ignore[union-attr]
+            stored = stored_as_learned(weights, name, learned[1], bits)
+        else:
+            inputs = self._inputs.of(kernel) if method.needs_inputs else None
+            stored = store(weights, name, bits, method, inputs, kernel.bias, kernel.input_scale)
+        if name == "DEPTHWISE_CONV_2D" and plan.modes[number].activations == DYNAMIC:
+            # Its kernel reads a scale for each channel, also where there is but one.
+            scale = np.broadcast_to(stored.scale, weights.shape[-1:]).copy()
+            stored = dataclasses.replace(stored, scale=scale)
+        return stored
 
 
 def _holds_blocks(shape: tuple[int, ...], name: str, bits: int, size: int) -> bool:

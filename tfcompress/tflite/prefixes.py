@@ -41,6 +41,8 @@ def part(
     """Returns a file of some operators of the main graph, which takes and gives these tensors."""
     graph = model.subgraphs[0]
     used = set(inputs) | {int(i) for o in operators for i in (*o.inputs, *o.outputs)}
+    scales = (fb.block_scales(graph.tensors[number]) for number in used if number >= 0)
+    used |= {number for number in scales if number is not None}
     made = copy.copy(model)
     made.signatureDefs = None  # they name the whole graph's outputs
     made.subgraphs = [copy.copy(graph), *model.subgraphs[1:]]

@@ -70,10 +70,16 @@ class Request:
             RANGES.create(self.ranges)
         _method(self._words(), "convert")
         self._check_words_fit()
+        if self.target != "xnnpack":
+            rule = "is for 4-bit weights: the scheme must be int4 or mixed"
+            fits = self.scheme in ("int4", "mixed")
+            require(fits, "target", rule, scheme=self.scheme, target=self.target)
         floats = self.scheme == "dynamic" or self.activations in (DYNAMIC, FLOAT32)
         rule = "needs a scheme with integer activations: int8, int16x8, int4 or mixed"
         given = {"scheme": self.scheme, "activations": self.activations}
         require(not (self.search_ranges and floats), "search_ranges", rule, **given)
+        alone = floats and self.scheme != "mixed"  # whose rules may ask for integers
+        require(self.ranges is None or not alone, "ranges", rule, **given)
 
     @property
     def plain(self) -> bool:
@@ -89,7 +95,8 @@ class Request:
         """Returns by path of a layer what is chosen for it; "" is for what belongs to no layer."""
         keys = _METHOD_KEYS + (("scheme", "activations") if self.scheme == "mixed" else ())
         resolved = rules_.resolve(self.rules, units, keys, kind="layer")
-        chosen = {"": self._choice({}, "")}
+        # Blocks are for kernels, which belong to layers.
+        chosen = {"": dataclasses.replace(self, granularity=None)._choice({}, "")}
         for unit in units:
             choice = self._choice(resolved[unit.path], unit.layer_path)
             known = chosen.setdefault(unit.layer_path, choice)
@@ -119,8 +126,8 @@ class Request:
             raise unknown(f"activations for layer '{path}'", activations, ACTIVATIONS)
         words = {**self._words(), **{key: rule[key] for key in _METHOD_KEYS if key in rule}}
         method = _method(words, f"layer '{path}'" if rule else "convert")
-        if method.block and (scheme != "int4" or activations in (None, INT8)):
-            raise _no_blocks(self.scheme if not rule else scheme)
+        if method.block and (scheme != "int4" or activations != DYNAMIC):
+            raise _no_blocks(scheme, activations)
         mode = Mode("int4", activations or INT8) if scheme == "int4" else _MODES[scheme]
         return Choice(scheme, mode, method, bool(rule))
 
@@ -161,8 +168,9 @@ def _method(words: Mapping[str, Any], owner: str) -> Method:
     return method
 
 
-def _no_blocks(scheme: str) -> InputError:
+def _no_blocks(scheme: str, activations: str | None) -> InputError:
+    # LiteRT's DEQUANTIZE, which float activations need, takes no scale of a block.
     return InputError(
         "granularity blocks can be held by the kernels of the scheme int4 with activations "
-        f"'dynamic' or 'float32' only. Received: scheme={scheme!r}"
+        f"'dynamic' only. Received: scheme={scheme!r}, activations={activations!r}"
     )

@@ -128,10 +128,13 @@ def match(
 
 
 def real(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
-    """Returns a constant in real numbers, float32; None for a sparse one or a blockwise scale."""
+    """Returns a constant in real numbers, float32; None for a sparse one."""
     values, q = fb.data(model, tensor), tensor.quantization
-    if values is None or tensor.sparsity is not None or (q is not None and q.details is not None):
+    if values is None or tensor.sparsity is not None:
         return None
+    if (number := fb.block_scales(tensor)) is not None:
+        scale = np.asarray(fb.data(model, model.subgraphs[0].tensors[number]))
+        return (values * np.repeat(scale, q.details.blockSize, axis=-1)).astype(np.float32)
     scales = fb.scales(tensor)
     if fb.is_float(tensor) or len(scales) == 0:
         return values.astype(np.float32)

@@ -31,7 +31,8 @@ class FakeQuantize(keras.layers.Layer):
     Up to 8 bits the codes are those of int8, `(high - low) / (2**bits - 1)` apart: of a tensor that
     is known to be >= 0 the last 2**bits of them, so that int8 itself clips it; of another one the
     first, and past `high` it goes on to the end of int8, as in the file. More bits: int16, and the
-    grid is symmetric.
+    grid is symmetric; of 9 to 15 bits only training rounds to so few codes, since the file's int16
+    has them all over the same range.
 
     While training, the range follows the batches' extremes by an exponential moving average, or
     stays, or is learned; the first batch, or `calibrate`, gives its start. It always contains 0. At
@@ -122,7 +123,8 @@ class FakeQuantize(keras.layers.Layer):
 
     def call(self, inputs: Any, parts: Any = None, training: bool | None = None) -> tuple[Any, Any]:
         x = tf.cast(inputs, tf.float32)
-        grid = self._grid_at(*self._range())
+        trains = training and (self.trainable or self.bounds is not None)
+        grid = self._grid_at(*self._range(), None if trains else self._stored_bits)
         y = x
         if self.observer is not None:
             grid = self._grid_at(*self.observer(x, *self._extremes(x)))
@@ -149,7 +151,7 @@ class FakeQuantize(keras.layers.Layer):
                 f"Quantizer '{self.name}' must have a range before the model is converted: "
                 "give quantize_aware samples, or train the model for at least one step."
             )
-        grid = self._grid_at(low, high)
+        grid = self._grid_at(low, high, self._stored_bits)
         if self.bits > 8:
             return -32767.0 * float(grid.step), 32767.0 * float(grid.step), self.bits
         return float(grid.bounds[0]), float(grid.bounds[1]), self.bits
@@ -181,8 +183,12 @@ class FakeQuantize(keras.layers.Layer):
         factor = tf.convert_to_tensor(self.width) / START
         return low * factor, high * factor
 
-    def _grid_at(self, low: Any, high: Any) -> "_Grid":
-        return _Grid(low, high, self.bits, self.nonnegative)
+    @property
+    def _stored_bits(self) -> int:
+        return 16 if self.bits > 8 else self.bits
+
+    def _grid_at(self, low: Any, high: Any, bits: int | None = None) -> "_Grid":
+        return _Grid(low, high, bits or self.bits, self.nonnegative)
 
     def _extremes(self, x: Any) -> tuple[Any, Any]:
         low = tf.constant(0.0) if self.nonnegative else tf.minimum(tf.reduce_min(x), 0.0)

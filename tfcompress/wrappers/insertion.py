@@ -43,6 +43,7 @@ class Insertion:
         self.model = model
         self.methods: dict[str, Any] = {}  # name of a quantizer -> what its range starts from
         self.clipped: list[tuple[QuantizedLayer, Settings]] = []
+        self.heard: set[str] = set()  # names of what a quantizer stands behind
         self.unfolded: list[tuple[QuantizedLayer, Any]] = []
         self._norms = norms
         self._readers, self._calls = graph.consumers(model), graph.calls(model)
@@ -179,7 +180,9 @@ class Insertion:
         return name, getattr(operation, "high", None), own, self._tensor_bits(node, own)
 
     def _round(self, y: Any, node: Any, **options: Any) -> Any:
-        own = self._owners.get(id(y)) or self._own(node.operation)
+        own = self._settings.get(node.operation.name, (None, None))[0]
+        self.heard.add(node.operation.name)
+        own = own or self._owners.get(id(y)) or self._own(node.operation)
         bits = self._tensor_bits(node, own)
         name = f"{node.operation.name}_range"
         if "bounds" in options:

@@ -56,7 +56,7 @@ class Clip(Operator):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class InverseRoot(Operator):
-    """1 / sqrt(x) as TFLite's RSQRT has it: `call(x, grid)` with the grid of x.
+    """1 / sqrt(x) as TFLite's RSQRT has it: `call(x, grid)` with the grid of x; without, of floats.
 
     The code of 0 stands for all values below half a step: it gives the largest output there is.
     In training that is the inverse root of one step. The kernel's own roots of the codes are off by
@@ -68,7 +68,9 @@ class InverseRoot(Operator):
         super().__init__(**kwargs)
         self.observing = False
 
-    def call(self, x: Any, grid: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, grid: Any = None, training: bool | None = None) -> Any:
+        if grid is None:
+            return tf.math.rsqrt(x)
         least = tf.cast(grid[0], x.dtype)
         y = tf.math.rsqrt(tf.maximum(x, least))
         if training or self.observing:
@@ -79,7 +81,7 @@ class InverseRoot(Operator):
         known = tf.where(tf.logical_and(codes < 256, least > 0.0), rooted, y)
         return straight_through(y, tf.where(tf.logical_or(codes > 0, least <= 0.0), known, 1e9))
 
-    def compute_output_spec(self, x: Any, grid: Any, training: Any = None) -> Any:
+    def compute_output_spec(self, x: Any, grid: Any = None, training: Any = None) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)
 
     def exported(self) -> keras.layers.Layer:

@@ -13,6 +13,7 @@ from tfcompress.data.samples import to_arrays
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.quantization import RANGES, Codes
 from tfcompress.structured.fold import norms_to_fold, scale_and_offset
+from tfcompress.weights import kernels
 from tfcompress.wrappers.canonical import canonical
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
 from tfcompress.wrappers.insertion import Insertion
@@ -61,7 +62,8 @@ def quantize_aware(
             arrays for several inputs, or a `tf.data.Dataset`. Without them the first training
             batch gives the start; `learn` and ranges that stay need them.
         rules: mappings {"layers": REGEX, "skip": REASON} or {"layers": REGEX, ...} with any of the
-            words below from `bits` to `learn`, and granularity: "per_channel" or "per_tensor".
+            words below from `bits` to `learn`, and granularity: "per_channel" or "per_tensor". One
+            that matches no kernel speaks of layers without, as ReLU, Add or LayerNormalization.
             Without a rule, a Dense kernel has one scale, so that 16 shared values stay 16 codes,
             and a convolution one per output channel.
         quantize: "both", or "weights" or "activations" alone.
@@ -158,12 +160,27 @@ def _structure(
     norms = {name: norm for name, norm in norms.items() if scale_and_offset(norm)[0].all()}
     insertion = Insertion(*canonical(flat, skips), default, by_name, quantize, penalty, norms)
     quantized = graph.rebuild(insertion.model, insertion.call)
+    _check_heard(by_name, origins, {id(kernel.layer) for kernel in kernels(model)}, insertion.heard)
     for layer, norm in insertion.unfolded:
         layer.unfold(norm)
     for layer, own in insertion.clipped:
         layer.start(own.weight_ranges or "min_max")
     projection.preserve(quantized)
     return quantized, insertion.methods
+
+
+def _check_heard(
+    settings: Mapping[str, Any], origins: Mapping[str, Any], holders: set[int], heard: set[str]
+) -> None:
+    """Refuses rules for the range of a layer that has none of its own."""
+    for name, (_, reason) in settings.items():
+        inside = {id(layer) for layer in origins[name]._flatten_layers()}
+        require(
+            reason is not None or name in heard or inside & holders,
+            f"Rule for '{name}'",
+            "must be `skip`, or be left out: its output has the range of what it reads, or it "
+            "becomes several operators",
+        )
 
 
 def _penalty(given: float | None, settings: Sequence[Settings]) -> float:

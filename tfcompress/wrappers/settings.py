@@ -124,17 +124,32 @@ def _name(method: Any) -> str:
 def resolve(
     model: keras.Model, default: Settings, quantize: str, given: Sequence[Mapping[str, Any]]
 ) -> dict[int, tuple[Settings, str | None]]:
-    """Returns by `id` of each layer with a kernel its settings, and the reason to skip it or None.
+    """Returns by `id` of each layer with a kernel its settings, and the reason to skip it or None;
+    so of each layer without that a rule speaks of.
 
-    Raises `InputError` for unknown words, contradictions, and rules that match nothing.
+    A rule that matches a kernel speaks of kernels alone. Raises `InputError` for unknown words,
+    contradictions, and rules that match nothing.
     """
     if quantize not in QUANTIZE:
         raise unknown("quantize of quantize_aware", quantize, QUANTIZE)
     default.check("quantize_aware", quantize)
-    kernels = weights.kernels(model)
+    kernels, others = weights.kernels(model), _without_kernel(model)
     keys = [field.name for field in dataclasses.fields(Settings)]
-    resolved = rules.resolve(given, kernels, keys)
+    places = {id(layer): rules.Place(path, path) for layer, path in others}
+    rules.resolve(given, [*kernels, *places.values()], keys, kind="layer")
+    of_kernels = [r for r in given if any(rules.matches(r["layers"], k) for k in kernels)]
+    resolved = rules.resolve(of_kernels, kernels, keys)
+    of_others = [rule for rule in given if rule not in of_kernels]
+    resolved_others = rules.resolve(of_others, places.values(), keys, kind="layer")
     found: dict[int, tuple[Settings, str | None]] = {}
+    for number, place in places.items():
+        if rule := resolved_others[place.path]:
+            own = Settings(**{key: value for key, value in rule.items() if key != "skip"})
+            own.check(f"Rule for '{place.path}'", quantize)
+            words = [word for word in _KERNEL_WORDS if getattr(own, word) is not None]
+            rule_text = f"must not speak of kernels: the layer has none ({', '.join(words)})"
+            require(not words, f"Rule for '{place.path}'", rule_text)
+            found[number] = own.over(default), rule.get("skip")
     for kernel in kernels:
         rule = resolved[kernel.path]
         if not rule and id(kernel.layer) in found:
@@ -145,6 +160,20 @@ def resolve(
             _check_binary(kernel)
         found[id(kernel.layer)] = own.over(default), rule.get("skip")
     return found
+
+
+def _without_kernel(model: keras.Model) -> list[tuple[keras.layers.Layer, str]]:
+    """Returns the layers that hold no kernel, nor layers, each with its path."""
+    paths = weights.layer_paths(model)
+    holders = {id(kernel.layer) for kernel in weights.kernels(model)}
+    return [
+        (layer, paths[id(layer)])
+        for layer in model._flatten_layers()
+        if id(layer) in paths
+        and id(layer) not in holders
+        and len(list(layer._flatten_layers())) == 1
+        and not isinstance(layer, keras.layers.InputLayer)
+    ]
 
 
 def _check_binary(kernel: weights.Kernel) -> None:

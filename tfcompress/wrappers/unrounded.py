@@ -7,6 +7,7 @@ import keras
 from tfcompress import graph
 from tfcompress.structured.fold import weights_after
 from tfcompress.wrappers.fake_quantize import FakeQuantize, OnGrid
+from tfcompress.wrappers.operators import InverseRoot
 from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer, built_copy
 
 
@@ -24,6 +25,8 @@ def unrounded(model: keras.Model) -> keras.Model:
         operation = node.operation
         if isinstance(operation, FakeQuantize | OnGrid):
             return args[0]
+        if isinstance(operation, InverseRoot):
+            return copy(args[0])
         if not isinstance(operation, QuantizedLayer | KeptFloat):
             return copy(*args, **kwargs)
         if id(operation) not in made:

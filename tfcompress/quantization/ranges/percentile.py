@@ -1,6 +1,7 @@
 """The range of all but the rarest values."""
 
 import dataclasses
+import numbers
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Percentile:
     percent: float = 99.99
 
     def __post_init__(self) -> None:
-        valid = 50 < self.percent <= 100
+        valid = isinstance(self.percent, numbers.Real) and 50 < float(self.percent) <= 100
         require(valid, "percent of Percentile", "must be in (50, 100]", percent=self.percent)
 
     def observe(

@@ -1,6 +1,7 @@
 """A range of so many standard deviations."""
 
 import dataclasses
+import numbers
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Sigma:
     z: float = 4.0
 
     def __post_init__(self) -> None:
-        valid = np.isfinite(self.z) and self.z > 0
+        valid = isinstance(self.z, numbers.Real) and 0 < float(self.z) < np.inf
         require(valid, "z of Sigma", "must be finite and above 0", z=self.z)
 
     def observe(

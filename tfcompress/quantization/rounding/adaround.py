@@ -13,6 +13,7 @@ from tfcompress.quantization.rounding import ROUNDINGS
 
 _STRETCH, _SHIFT = 1.2, -0.1  # the sigmoid reaches from -0.1 to 1.1, and is cut to [0, 1]
 _BETA_BEGIN, _BETA_END = 20.0, 2.0
+_ON_CODE = 1e-4  # steps that a weight may be off a code to be on it, by float32's rounding
 _WARM_UP = 0.2  # the share of the iterations without regulariser
 
 
@@ -26,7 +27,8 @@ class AdaRound:
     1 as beta falls. Then, beyond the paper, the weight whose other choice lowers its channel's
     error most is turned over, again and again, until no single one does; so are the choices of
     `nearest`, and each output channel takes the better of both. On the inputs given no channel's
-    error is ever larger than that of `nearest`.
+    error is ever larger than that of `nearest`. A weight that is on a code, such as zero or the
+    values that `cluster(grid="int8")` leaves, keeps it.
 
     Weights have shape (in, out), or (groups, in, out) with inputs of as many groups: a convolution
     kernel is reshaped to (positions * channels, out) and its inputs cut into patches. They are
@@ -68,6 +70,8 @@ class AdaRound:
         steps = grid.steps(weights)
         nearest = grid.clip(np.rint(steps))
         down, up = grid.clip(np.floor(steps)), grid.clip(np.floor(steps) + 1)
+        settled = np.abs(steps - np.rint(steps)) < _ON_CODE
+        down, up = np.where(settled, nearest, down), np.where(settled, nearest, up)
         choice = Choice.of(weights, grid, down, up, inputs)
         learned = choice.turned_over(self._learn(choice, steps) >= 0.5)
         plain = choice.turned_over(nearest > down)
