@@ -82,6 +82,15 @@ def test_the_words_of_convert_are_flags(model, here, capsys):
     assert tflite.audit("net.tflite").tensors["INT4"] >= 1
 
 
+def test_a_search_finds_the_rules_of_a_mixed_file(model, here, capsys):
+    words = ["net.keras", "--data", "digits", "--samples", "32", "--scheme", "mixed"]
+    search = ["--search", "{schemes: [int8, int4], max_bytes: 23000, most: 64, points: 2}"]
+    assert export.main([*words, *search]) == 0
+    file = pathlib.Path("net.tflite")
+    assert file.stat().st_size <= 23000 and tflite.audit(file).tensors["INT4"] >= 1
+    assert "<- chosen" in capsys.readouterr().err
+
+
 class Rounded(layers.Layer):
     """`tf.round` has no integer kernel in LiteRT."""
 
@@ -117,6 +126,11 @@ def bad_inputs():
     yield "unknown rounding", ["net.keras", "--rounding", "adround"], "Did you mean 'adaround'"
     yield "not YAML", ["net.keras", "--ranges", "{"], "The value of --ranges is not YAML"
     yield "no rules", ["net.keras", "--rules", "none.yaml"], "none.yaml cannot be read"
+    mixed = ["net.keras", "--scheme", "mixed", "--data", "digits"]
+    yield "no mixed file", ["net.keras", "--search", "{max_bytes: 9}"], "--search needs --scheme"
+    yield "no mapping", [*mixed, "--search", "9"], "--search must be a mapping"
+    yield "typo", [*mixed, "--search", "{max_byte: 9}"], "Did you mean 'max_bytes'"
+    yield "two limits", [*mixed, "--search", "{max_bytes: 9, max_latency_ms: 1}"], "max_latency_ms"
     yield "biases", ["net.keras", "--correct_bias", "--scheme", "int4"], "--correct_bias is for"
     yield "unknown standardisation", ["net.keras", "--standardize", "unitt"], "Did you mean 'unit'"
     yield "unknown data", ["net.keras", "--data", "digit"], "Did you mean 'digits'"

@@ -16,6 +16,7 @@ Examples:
   python -m tfcompress.export model.keras --scheme float16
   python -m tfcompress.export model.keras --scheme int4 --data npz:f.npz --rounding adaround
   python -m tfcompress.export model.keras --scheme mixed --data npz:f.npz --rules rules.yaml
+  python -m tfcompress.export m.keras --scheme mixed --data npz:f.npz --search '{max_bytes: 60000}'
   python -m tfcompress.export model.keras --scheme int8 --data npz:mnist.npz
   python -m tfcompress.export resnet8.h5 --data images:cifar10 --standardize none --json
 
@@ -35,6 +36,8 @@ from absl import flags
 from tfcompress import commands, data, models, recipe, structured, tflite
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.files import written_whole
+from tfcompress.pipeline.run import are_probabilities, check_model
+from tfcompress.search import mixed_precision
 from tfcompress.tflite.interpreter import noise, start
 
 FLAGS = commands.flags("json", "unsafe")
@@ -68,6 +71,14 @@ flags.DEFINE_boolean(
     False,
     "Then widen and narrow each activation's range as the file's outputs come nearer to float's on "
     "the samples (int8, int16x8, int4, mixed): slow.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "search",
+    None,
+    "For the scheme mixed, in place of --rules: a mapping such as '{schemes: [int8, int4], "
+    "max_bytes: 60000}' with one of max_bytes, max_latency_ms, max_loss_increase and "
+    "max_accuracy_drop. Each layer gets its scheme by the loss that it costs on --data.",
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean(
@@ -114,6 +125,11 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
     if len(arguments) != 1:
         raise InputError(f"export takes one MODEL. Received: {' '.join(arguments) or 'none'}")
     words = _words(options)
+    search = recipe.read_search(options.search, "--search") if options.search else None
+    given = {"scheme": options.scheme, "rules": options.rules, "data": options.data}
+    fits = options.scheme == "mixed" and options.data and not options.rules
+    rule = "needs --scheme mixed and --data, and finds its rules itself"
+    require(search is None or fits, "--search", rule, **given)
     if options.standardize not in data.STANDARDIZATIONS:
         raise unknown("standardisation", options.standardize, data.STANDARDIZATIONS)
     source = data.load(options.data, standardize=options.standardize) if options.data else None
@@ -126,8 +142,11 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
     samples = source.samples(options.samples) if source else None
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", message="Model .* as (dynamic keeps|.*could not hold)")
+        told = "Model .* (as dynamic keeps|as .*could not hold|was trained)|Activations of model"
+        warnings.filterwarnings("always", message=told)
         prepared = _prepared(model, options, words, samples)
+        if search is not None:
+            words["rules"] = _found(prepared, search, words, source, samples)
         content = tflite.convert(
             prepared, options.scheme, samples, keep_names=options.keep_names, **words
         )
@@ -184,6 +203,19 @@ def _prepared(
         chosen = {name: words[word] for name, word in names.items() if word in words}
         model = structured.correct_bias(model, samples, **chosen)
     return model
+
+
+def _found(
+    model: keras.Model, search: recipe.Search, words: dict[str, Any], source: Any, samples: Any
+) -> Any:
+    """Returns the rules of the search, which is shown on stderr."""
+    last = ("rules", "search_ranges")  # for the file of the rules that are found
+    given = dict(search) | {name: word for name, word in words.items() if name not in last}
+    logits = not are_probabilities(check_model(model, source))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+    found = mixed_precision(model, source, loss=loss, samples=samples, **given)
+    print(found, file=sys.stderr)
+    return found.rules
 
 
 _AUDITED = (

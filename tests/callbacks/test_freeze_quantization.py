@@ -16,12 +16,15 @@ def data(n=80):
     return x, (x[:, 0] > 0).astype("int32")
 
 
-def model(**words):
+def plain():
     keras.utils.set_random_seed(0)
-    plain = keras.Sequential(
+    return keras.Sequential(
         [keras.Input((8,)), layers.Dense(6, activation="relu"), layers.Dense(2)]
     )
-    return tfc.quantize_aware(plain, samples=data()[0][:16], **words)
+
+
+def model(**words):
+    return tfc.quantize_aware(plain(), samples=data()[0][:16], **words)
 
 
 def fit(quantized, callbacks=(), epochs=2, **options):
@@ -96,12 +99,20 @@ def test_a_resumed_fit_stops_at_the_same_step(tmp_path):
     [
         (lambda: tfc.FreezeQuantization(), "needs observers_step, learned_step or"),
         (lambda: tfc.FreezeQuantization(-1), "at least 0. Received: observers_step=-1"),
-        (lambda: fit(model(learn="lsq"), [tfc.FreezeQuantization(5)]), "whose ranges follow"),
+        (lambda: fit(plain(), [tfc.FreezeQuantization(5)]), "needs a model of quantize_aware"),
     ],
 )
 def test_bad_input_is_one_clear_line(make, message):
     with pytest.raises(tfc.InputError, match=message):
         make()
+
+
+def test_what_never_comes_and_what_has_nothing_to_stop_is_said():
+    with pytest.warns(UserWarning, match="training ended before step 500"):
+        fit(model(), [tfc.FreezeQuantization(500)], epochs=1)
+    for words in ({"learn": "lsq"}, {"ranges": "mse"}):
+        with pytest.warns(UserWarning, match="nothing to stop: ranges that samples gave stay"):
+            fit(model(**words), [tfc.FreezeQuantization(1)], epochs=1)
 
 
 def test_statistics_of_a_batch_norm_that_stayed_float_stop():

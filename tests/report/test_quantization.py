@@ -210,3 +210,14 @@ def test_command(tmp_path, monkeypatch, capsys):
     ]:
         assert analyze.main(wrong) == 2
         assert part in capsys.readouterr().err
+
+
+def test_layer_normalization_of_a_trained_model_is_reported():
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8), layers.LayerNormalization(), layers.Dense(2)]
+    )
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    quantized = wrappers.quantize_aware(model, samples=x)
+    report = quantization_report(quantized, tflite.convert(quantized), x)
+    assert {layer.path for layer in report.layers} >= {"dense", "dense_1"}

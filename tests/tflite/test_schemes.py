@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import tfcompress as tfc
 from tfcompress import quantization, tflite
 from tfcompress.errors import InputError
 from tfcompress.quantization import granularity
@@ -354,6 +355,13 @@ def bad_requests():
     yield "ranges", {"ranges": "msee"}, "Did you mean 'mse'"
     yield "tiers", {"granularity": "tiers"}, "that a .tflite file can hold"
     yield "blocks", {"granularity": {"blocks": {"size": 32}}}, "int4 with activations 'dynamic'"
+    floats = {"scheme": "int4", "activations": "float32", "granularity": "blocks"}
+    yield "blocks unpacked", floats, "with activations 'dynamic' only.*activations='float32'"
+    yield "NaN for ranges", {"ranges": {"percentile": {"percent": "a"}}}, r"in \(50, 100\]"
+    yield "no number", {"ranges": {"sigma": {"z": "big"}}}, "z of Sigma must be finite"
+    yield "ranges of floats", {"scheme": "dynamic", "ranges": "mse"}, "integer activations"
+    yield "target of int8", {"target": "tflm"}, "is for 4-bit weights"
+    yield "two shapes", {"samples": [IMAGES, IMAGES[:, 0]]}, "one array for each of the model's 1"
     yield "size", {"granularity": {"blocks": {"size": 33}}}, "must be one of 32, 64, 128, 256"
     yield "target", {"target": "tfml"}, "Did you mean 'tflm'"
     yield "activations", {"activations": "dynamic"}, "for the schemes int4 and mixed only"
@@ -399,3 +407,57 @@ def test_what_cannot_be_held_is_named_with_its_reason():
     assert "'round' (ROUND) is float32, not int8: LiteRT has no kernel ROUND" in said
     assert "'relu' (rule) is without effect" in said and "'last' (CONV_2D)" in said
     assert "it hurts" in said and "'conv'" not in said
+
+
+WIDE = RANDOM.normal(size=(48, 64)).astype(np.float32)
+
+
+def perceptron():
+    hidden = layers.Dense(64, activation="relu", name="hidden")
+    return keras.Sequential([keras.Input((64,)), hidden, layers.Dense(32, name="head")])
+
+
+BLOCKWISE = {"activations": "dynamic", "granularity": "blocks"}
+
+
+def test_adaround_and_reports_read_scales_of_blocks():
+    """A scale for each block lies in a tensor of its own, which no operator reads."""
+    model = perceptron()
+    content = tflite.convert(model, "int4", WIDE, rounding="adaround", **BLOCKWISE)
+    assert tflite.compare(model, content, WIDE).relative_error < 0.2
+    report = tfc.quantization_report(model, content, WIDE)
+    assert {layer.path for layer in report.layers} >= {"hidden", "head"}
+
+
+def test_blocks_of_a_mixed_file_are_for_its_int4_layers():
+    rules = [{"layers": ".*", "scheme": "int4"}]
+    content = tflite.convert(perceptron(), "mixed", rules=rules, **BLOCKWISE)
+    assert all(tensor.quantization.details.blockSize == 32 for *_, tensor in stored(content))
+
+
+def test_a_depthwise_kernel_of_dynamic_range_has_a_scale_for_each_channel():
+    model = small()
+    rules = [{"layers": "deep", "granularity": "per_tensor"}]
+    (_, codes, tensor) = stored(tflite.convert(model, "dynamic", IMAGES, rules=rules))[1]
+    assert len(fb.scales(tensor)) == 4 and len(np.unique(fb.scales(tensor))) == 1
+    np.testing.assert_array_equal(codes, expected(model, 8, "nearest", "per_tensor")[1][0])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int16x8", "int4"])
+def test_what_is_dead_on_the_samples_is_named_and_the_rest_computes(scheme):
+    model = with_biases()
+    model.get_layer("stem").set_weights([np.zeros((3, 3, 3, 4)), np.full(4, -1.0)])
+    with pytest.warns(UserWarning, match="of model 'small' are 0 for all samples: 'stem'"):
+        content = tflite.convert(model, scheme, IMAGES)
+    np.testing.assert_allclose(
+        tflite.run(content, IMAGES), model.predict(IMAGES, verbose=0), atol=0.05
+    )
+
+
+def test_adaround_keeps_the_codes_that_clustering_on_the_grid_has_chosen():
+    clustered = tfc.cluster(with_biases(), clusters=6, grid="int8")
+    found = stored(tflite.convert(clustered, "int8", IMAGES, rounding="adaround"))
+    plain = stored(tflite.convert(clustered, "int8", IMAGES))
+    for (_, codes, _), (_, wanted, _) in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(codes, wanted)
+        assert len(np.unique(codes)) <= 6

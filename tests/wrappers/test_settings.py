@@ -19,6 +19,11 @@ def small(x):
     return layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(x))
 
 
+def pointwise(x):
+    x = layers.Conv2D(8, 1, activation="relu")(x)
+    return layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
+
+
 def wrapped(model):
     return {x.name: x for x in model.layers if isinstance(x, QuantizedLayer)}
 
@@ -82,10 +87,91 @@ def test_rules_give_each_layer_its_bits():
     assert {n: q.quantization()[2] for n, q in wrapped(quantized).items()} == {"conv": 2, "head": 8}
     assert quantizers(quantized)["head_range"].bits == 16
     assert {q.bits for name, q in quantizers(quantized).items() if name != "head_range"} == {8}
-    with pytest.raises(tfc.InputError, match="must be converted to scheme 'mixed'"):
+    with pytest.raises(tfc.InputError, match="must be mixed: 'head_range' .* more than 8 bits"):
         tflite.convert(quantized)
     content = tflite.convert(quantized, scheme="mixed", samples=x)
     np.testing.assert_allclose(tflite.run(content, x), quantized.predict(x, verbose=0), atol=0.05)
+
+
+@pytest.mark.parametrize("learn", [None, "pact"])
+def test_more_than_eight_bits_end_where_their_range_does(learn):
+    """int16 has room beyond the range of a narrower grid, in which the file must not compute."""
+    x, y = data(64)
+    words = {"bits": 10, "learn": learn, "ranges": {"percentile": {"percent": 80.0}}}
+    quantized = tfc.quantize_aware(functional(small), samples=x, **words)
+    compile_and_fit(quantized, x, y)
+    content = tflite.convert(quantized, "mixed")
+    expected = quantized.predict(3 * x, verbose=0)
+    np.testing.assert_allclose(tflite.run(content, 3 * x), expected, atol=2e-3)
+    low, high, _ = quantizers(quantized)["head_range"].quantization()
+    assert -low == high == pytest.approx(max(abs(expected.min()), expected.max()), rel=0.5)
+
+
+def test_rules_speak_of_layers_without_kernels_too():
+    x, _ = data(64)
+    model = functional(small)
+    relu = next(layer.name for layer in model.layers if isinstance(layer, layers.ReLU))
+    rules = [{"layers": relu, "activation_bits": 4}, {"layers": ".*", "weight_bits": 5}]
+    quantized = tfc.quantize_aware(model, samples=x, rules=rules)
+    assert quantizers(quantized)[f"{relu}_range"].bits == 4
+    assert {q.quantization()[2] for q in wrapped(quantized).values()} == {5}
+    content = tflite.convert(quantized)
+    np.testing.assert_allclose(
+        tflite.run(content, x), quantized.predict(x, verbose=0), atol=1.01 * step(content)
+    )
+    skipping = [{"layers": relu, "skip": "it is slow"}]
+    quantized = tfc.quantize_aware(model, samples=x, rules=skipping)
+    assert tfc.wrappers.skipped(quantized) == {relu: "it is slow"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ("float32", "must be int8, int4 or mixed: quantize_aware made it"),
+        ("float16", "must be int8, int4 or mixed"),
+        ("dynamic", "must be int8, int4 or mixed"),
+        ("sparse", "must be int8, int4 or mixed"),
+        ("int16x8", "trained with activations of up to 8 bits"),
+    ],
+)
+def test_schemes_that_are_not_those_of_the_training_are_refused(scheme, message):
+    quantized = tfc.quantize_aware(functional(small), samples=X)
+    with pytest.raises(tfc.InputError, match=message) as caught:
+        tflite.convert(quantized, scheme, X)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic", "int4", "mixed"])
+def test_every_scheme_holds_kernels_that_were_trained_alone(scheme):
+    quantized = tfc.quantize_aware(functional(small), quantize="weights", weight_bits=4)
+    content = tflite.convert(quantized, scheme, X)
+    found = tflite.audit(content)
+    kinds = {"float32": "FLOAT32", "float16": "FLOAT16", "dynamic": "INT8"}
+    assert found.tensors.get(kinds.get(scheme, "INT4"))
+    kernels = [weight for weight in found.weights if len(weight.shape) > 1]
+    per_channel = quantized.get_layer("conv").quantization()[0].size  # float values: codes x scale
+    assert all(w.distinct <= (15 if scheme[:3] in ("dyn", "int", "mix") else per_channel)
+               for w in kernels)  # fmt: skip
+    difference = np.abs(tflite.run(content, X) - quantized.predict(X, verbose=0)).max()
+    assert difference < {"float32": 1e-5, "float16": 1e-2}.get(scheme, 0.2)
+
+
+def test_words_that_choose_integers_have_no_effect_on_learned_ones_and_it_is_said():
+    quantized = tfc.quantize_aware(functional(small), samples=X)
+    plain = file_codes(tflite.convert(quantized))
+    with pytest.warns(UserWarning, match="quantize_aware.*: rounding has no effect on them"):
+        assert file_codes(tflite.convert(quantized, "mixed", X, rounding="adaround")) == plain
+    rules = [{"layers": "head", "granularity": "per_channel", "rounding": "truncate"}]
+    with pytest.warns(UserWarning, match="rounding has no effect"):
+        assert file_codes(tflite.convert(quantized, "int8", X, rules=rules)) == plain
+    with pytest.warns(UserWarning, match="more bits than its file's kernels.*: head"):
+        tflite.convert(quantized, "int4", X)
+
+
+def test_a_pointwise_kernel_of_four_bits_stays_so_in_a_mixed_file():
+    quantized = tfc.quantize_aware(functional(pointwise), samples=X, bits=4)
+    kernels = tflite.audit(tflite.convert(quantized, "mixed")).weights
+    assert [w.dtype for w in kernels if len(w.shape) > 1] == ["INT4", "INT4"]
 
 
 def test_inputs_and_outputs_of_the_model_keep_eight_bits():
@@ -169,6 +255,9 @@ X = data(16)[0]
         ({"penalty": 0.1}, "needs learn='pact'"),
         ({"penalty": -1.0, "learn": "pact"}, "must be at least 0"),
         ({"rules": [{"layers": "conv", "bit": 4}]}, "Did you mean 'bits'"),
+        ({"rules": [{"layers": "re_lu.*", "weight_bits": 4}]}, "the layer has none"),
+        ({"rules": [{"layers": "batch.*", "activation_bits": 4}]}, "must be `skip`"),
+        ({"rules": [{"layers": "relu", "bits": 4}]}, "matches no layer: 'relu'. The nearest"),
     ],
 )
 def test_bad_words_are_one_clear_line(words, message):

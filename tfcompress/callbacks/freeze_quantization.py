@@ -82,12 +82,6 @@ class FreezeQuantization(keras.callbacks.Callback):
         wanted = any(step is not None for step in given.values())
         rule = "needs a model of quantize_aware, whose ranges follow or whose steps are learned"
         require(layers or not wanted, "FreezeQuantization", rule, **given)
-        if wanted and not found:
-            warnings.warn(
-                "FreezeQuantization has nothing to stop: the ranges of this model stay as its "
-                "samples gave them",
-                stacklevel=3,
-            )
         rule = "needs a model with a BatchNorm that was left in float and is trained"
         require(
             self.statistics_step is None or self._free_norms(), "statistics_step", rule,
@@ -97,6 +91,12 @@ class FreezeQuantization(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         found = self.select()
+        if not found and self.statistics_step is None:
+            warnings.warn(
+                "FreezeQuantization has nothing to stop: ranges that samples gave stay, and "
+                "learned ones stop at learned_step",
+                stacklevel=2,
+            )
         for layer, step in found:
             started = layer.learns or keras.ops.convert_to_numpy(layer.range).any()
             rule = "must be at least 1: ranges that have no start yet take it from the first batch"

@@ -1,7 +1,7 @@
 """A recipe: one YAML file that says what is done to a model, checked before anything runs."""
 
-from tfcompress.recipe.keys import Check, DataKeys, Export, Recipe, plain
-from tfcompress.recipe.reading import STAGES, read, read_rules, read_value
+from tfcompress.recipe.keys import Check, DataKeys, Export, Recipe, Search, plain
+from tfcompress.recipe.reading import STAGES, read, read_rules, read_search, read_value
 from tfcompress.recipe.stages import Cluster, FitKeys, Iterative, Prune, QuantizeAware, Stage, Train
 from tfcompress.recipe.structure import (
     ClusterOnce,
@@ -41,6 +41,7 @@ __all__ = [
     "QuantizeAware",
     "Recipe",
     "RemoveChannels",
+    "Search",
     "SelectFeatures",
     "Stage",
     "Train",
@@ -48,5 +49,6 @@ __all__ = [
     "plain",
     "read",
     "read_rules",
+    "read_search",
     "read_value",
 ]

@@ -14,7 +14,7 @@ from tfcompress.data import SOURCES
 from tfcompress.errors import InputError, unknown
 from tfcompress.recipe import stages, structure
 from tfcompress.recipe.base import Count, Keys
-from tfcompress.recipe.keys import Recipe
+from tfcompress.recipe.keys import Recipe, Search
 from tfcompress.recipe.stages import Stage
 
 MODEL_FILES = ("h5", "keras", "savedmodel")
@@ -105,6 +105,14 @@ def read_value(text: str, owner: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"The value of {owner} is not YAML ({_one_line(error)}).") from error
+
+
+def read_search(text: str, owner: str) -> Search:
+    """Returns what a mapping of YAML on the command line says of a search, checked."""
+    values = read_value(text, owner)
+    if not isinstance(values, dict):
+        raise InputError(f"{owner} must be a mapping, such as {{max_bytes: 60000}}. Got: {text}")
+    return _validated(Search, values, owner)
 
 
 def _read_yaml(path: pathlib.Path) -> dict[str, Any]:

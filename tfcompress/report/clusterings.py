@@ -11,9 +11,10 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfcompress import clustering, quantization
+from tfcompress import clustering
 from tfcompress.clustered import cluster, scale_axes
 from tfcompress.errors import InputError, require, unknown
+from tfcompress.quantization import granularity
 from tfcompress.report import cluster_plots
 from tfcompress.structured import evaluation, fold_batch_norm
 from tfcompress.structured.fold import can_fold
@@ -233,7 +234,7 @@ def _codes(model: keras.Model) -> list[np.ndarray]:
     for kernel, axes in zip(found, scale_axes(model, found).values(), strict=True):
         w = kernel.value()
         if axes is not None:
-            w = quantization.quantize(w, quantization.fit(w, axes)).astype(np.int8)
+            w = granularity.quantize(w, granularity.fit(w, axes)).astype(np.int8)
         stored.append(w)
     return stored
 
