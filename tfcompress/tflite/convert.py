@@ -209,7 +209,7 @@ def _converted(
     if scheme in ("int8", "int16x8") and arrays is None and not trained:
         raise InputError(
             f"Scheme {scheme} needs samples (a command: --data) to take the activations' ranges "
-            "from, unless the model was trained by quantize_aware. Received: none"
+            "from, unless quantize_aware has trained these too. Received: none"
         )
     calibration = None if trained and scheme == "int8" else arrays
     if calibration is not None and scheme.startswith("int"):

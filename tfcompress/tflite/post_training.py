@@ -312,7 +312,7 @@ def _check_samples(model: keras.Model, plan: _Plan, samples: Sequence[np.ndarray
     if samples is None and any(mode.bits for mode in plan.modes) and not learned:
         raise InputError(
             f"Scheme {plan._request.scheme} needs samples (a command: --data) to take the "
-            "activations' ranges from, unless the model was trained by quantize_aware. "
+            "activations' ranges from, unless quantize_aware has trained these too. "
             "Received: none"
         )
     if not looking:
