@@ -19,6 +19,7 @@ from tfcompress.weights import Names
 Operation = Any  # keras.Operation: a layer, or what keras.ops records in a functional model
 Call = Callable[..., Any]  # (node, copy, *args, **kwargs) -> outputs of the new graph
 Step = Callable[[Any, str, Any, Any], Any]  # (node, path, args, kwargs) -> outputs
+Changes = Callable[[Operation], dict[str, Any]]  # of an operation's configuration
 
 
 def functional(model: keras.Model) -> keras.Model:
@@ -104,12 +105,13 @@ def _name_apart(outputs: Any, copies: "_Copies") -> None:
         operation.name = names.unique(operation.name)
 
 
-def exported(model: keras.Model) -> keras.Model:
+def exported(model: keras.Model, changes: Changes = lambda operation: {}) -> keras.Model:
     """Returns the flat model that computes at inference what `model` does, for a converter.
 
     A layer that carries training apparatus defines `exported() -> Layer`: a built layer, with its
     weights, that computes the same from the first input alone. Dropout and noise go; layers that
-    compute in float16 to train faster compute in float32.
+    compute in float16 to train faster compute in float32. `changes`: further ones, by operation, to
+    its configuration.
     """
     replaced: dict[int, Any] = {}
 
@@ -123,7 +125,8 @@ def exported(model: keras.Model) -> keras.Model:
             return replaced[id(operation)](keras.tree.flatten((args, kwargs))[0])
         return copy(*args, **kwargs)
 
-    return _rebuild(functional(model), call, _Copies(in_float32))
+    copies = _Copies(lambda operation: in_float32(operation) | changes(operation))
+    return _rebuild(functional(model), call, copies)
 
 
 def nodes(model: keras.Model) -> list[Any]:
@@ -202,7 +205,7 @@ def refresh(operation: Operation) -> None:
 class _Copies:
     """One new operation for each old one, under a unique name, with the given changes."""
 
-    def __init__(self, changes: Callable[[Operation], dict[str, str]] = lambda operation: {}):
+    def __init__(self, changes: Changes = lambda operation: {}):
         self._changes = changes
         self._pairs: dict[int, tuple[Operation, Operation]] = {}
         self._names = Names()

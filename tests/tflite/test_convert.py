@@ -173,8 +173,26 @@ def test_a_recurrent_model_converts_or_says_what_to_do():
         lstm = model(unroll)
         content = tflite.convert(lstm, "float32")
         assert tflite.compare(lstm, content, samples).max_abs_error < 1e-5
-    with pytest.raises(InputError, match="unroll=True, or take quantize_aware"):
-        tflite.convert(model(False), "int8", samples)
+    with pytest.raises(InputError, match="free of loops for int8: .* a fixed number of steps"):
+        endless = keras.Sequential([keras.Input((None, 3)), layers.GRU(4)])
+        tflite.convert(endless, "int8", samples)
+
+
+@pytest.mark.parametrize("words", [{}, {"rounding": "adaround"}])
+@pytest.mark.parametrize(
+    "recurrent",
+    [
+        lambda: layers.GRU(6),
+        lambda: layers.Bidirectional(layers.LSTM(6)),
+        lambda: layers.RNN([layers.SimpleRNNCell(4), layers.LSTMCell(4)], return_sequences=True),
+    ],
+)
+def test_recurrent_layers_of_a_fixed_length_are_unrolled_for_integers(recurrent, words):
+    model = keras.Sequential([keras.Input((5, 3)), recurrent(), layers.Dense(2)])
+    samples = RANDOM.normal(size=(32, 5, 3)).astype(np.float32)
+    content = tflite.convert(model, "int8", samples, **words)
+    assert tflite.audit(content).full_integer
+    assert tflite.compare(model, content, samples).relative_error < 0.1
 
 
 def test_tokens_become_16_bit_activations():

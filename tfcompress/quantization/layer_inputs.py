@@ -60,7 +60,7 @@ class LayerInputs:
         """Returns the moments about the means: of what no change of the bias makes up for."""
         total = np.asarray(self.total)
         gram = self.gram - total[..., :, None] * total[..., None, :] / self.count
-        outer = total[..., :, None] * np.asarray(self.missing)[..., None, :]
+        outer = total[..., :, None] * np.atleast_1d(self.missing)[..., None, :]
         return LayerInputs(gram, self.count, self.shortfall - outer / self.count)
 
     def bias_change(self, change: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from tfcompress import graph
 from tfcompress.data.samples import spread, to_arrays
 from tfcompress.errors import InputError
 from tfcompress.models import check_finite
-from tfcompress.tflite import converter, interpreter, markers, nchw, post_training
+from tfcompress.tflite import converter, interpreter, loops, markers, nchw, post_training
 from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.audit import Audit, audit
 from tfcompress.tflite.compare import compare
@@ -33,7 +33,6 @@ _STORED = (
     "int16x8",
 )  # may hold kernels that were trained on a grid
 _COMPARED = 64
-_LOOPS = {"While", "StatelessWhile"}
 
 
 def convert(
@@ -97,6 +96,8 @@ def convert(
             can hold; a model that the converter refuses (its log is named in the message); a file
             whose outputs are not finite or have nothing to do with the model's.
 
+    Recurrent layers over a fixed number of steps are unrolled where integers are computed.
+
     A layer that cannot be what was asked for is named in a warning with what it is instead and why;
     a layer without an integer kernel is left float. `audit` shows what the file holds.
 
@@ -117,7 +118,8 @@ def convert(
         search_ranges,
     )
     check_finite(model)
-    inference, drawn = _inference(model)
+    in_floats = request.plain and scheme not in ("int8", "int16x8")
+    inference, drawn = _inference(model, in_floats)
     specs = converter.input_specs(inference, samples)
     names = [spec.name for spec in specs]
     arrays = None if samples is None else to_arrays(samples, specs, names)
@@ -213,7 +215,7 @@ def _converted(
         )
     calibration = None if trained and scheme == "int8" else arrays
     if calibration is not None and scheme.startswith("int"):
-        _check_loops(model, operations, scheme)
+        loops.check(model, operations, scheme)
     return converter.converted(model, function, scheme, calibration)
 
 
@@ -232,7 +234,7 @@ def _quantized(
     else:
         marker = markers.Marker(model, inference)
         function = marker.function(specs)
-        _check_loops(model, converter.operations(function), request.scheme)
+        loops.check(model, converter.operations(function), request.scheme)
         marked = marker.read(converter.converted(model, function, "float32", None))
         units = markers.units(model)
     content, shortfalls = post_training.quantized(model, marked, units, request, arrays)
@@ -241,18 +243,13 @@ def _quantized(
     return content, [f"could not hold all: {'; '.join(map(str, shortfalls))}"]
 
 
-def _check_loops(model: keras.Model, operations: set[str], scheme: str) -> None:
-    if _LOOPS & operations:
-        raise InputError(  # the converter would end the process with a segmentation fault
-            f"Model '{model.name}' must be free of loops for {scheme}: build its recurrent layers "
-            "with unroll=True, or take quantize_aware(model, samples=...), which unrolls them."
-        )
+def _inference(model: keras.Model, in_floats: bool) -> tuple[keras.Model, bool]:
+    """Returns the model without training apparatus, in float32, and whether it draws a graph.
 
-
-def _inference(model: keras.Model) -> tuple[keras.Model, bool]:
-    """Returns the model without training apparatus, in float32, and whether it draws a graph."""
+    Unless the file computes in floats, its recurrent layers are unrolled.
+    """
     try:
-        return graph.exported(model), True
+        return (graph.exported(model) if in_floats else graph.exported(model, loops.unrolled)), True
     except InputError:
         if any(hasattr(layer, "exported") for layer in model._flatten_layers()):
             raise
