@@ -156,6 +156,15 @@ def test_every_scheme_holds_kernels_that_were_trained_alone(scheme):
     assert difference < {"float32": 1e-5, "float16": 1e-2}.get(scheme, 0.2)
 
 
+def test_sixteen_bits_everywhere_are_int16x8():
+    quantized = tfc.quantize_aware(functional(small), samples=X, bits=16)
+    content = tflite.convert(quantized, "int16x8")
+    assert tflite.audit(content).full_integer and tflite.audit(content).tensors["INT16"]
+    np.testing.assert_allclose(
+        tflite.run(content, X), quantized.predict(X, verbose=0), atol=3 * step(content)
+    )
+
+
 def test_words_that_choose_integers_have_no_effect_on_learned_ones_and_it_is_said():
     quantized = tfc.quantize_aware(functional(small), samples=X)
     plain = file_codes(tflite.convert(quantized))

@@ -25,13 +25,7 @@ _GROSS = {"float32": 0.01, "float16": 0.1, "sparse": 0.01, "int4": 1.0, "mixed":
 _GROSS_INTEGERS = 0.6
 _EXACT = ("float32", "sparse")
 _NARROWEST = 2.1e-6  # the width of the range that the converter gives to what is always 0
-_STORED = (
-    "float32",
-    "float16",
-    "dynamic",
-    "int8",
-    "int16x8",
-)  # may hold kernels that were trained on a grid
+_FLOATS = ("float32", "float16", "dynamic")  # schemes whose activations are no integers
 _COMPARED = 64
 
 
@@ -125,9 +119,12 @@ def convert(
     arrays = None if samples is None else to_arrays(samples, specs, names)
     notes: list[str] = []
     _check_learned(model, scheme)
-    # TensorFlow's converter wants ranges of integers like tokens for int16x8, which have none.
-    found_here = scheme == "int16x8" and any(spec.dtype.is_integer for spec in specs)
-    found_here = found_here or scheme in _STORED and _holds_codes(model)
+    # For int16x8 TensorFlow's converter wants ranges of integers like tokens, which have none, and
+    # makes no biases of learned ranges.
+    odd = any(spec.dtype.is_integer for spec in specs)
+    odd = odd or any(map(markers.is_range, model._flatten_layers()))
+    found_here = scheme == "int16x8" and odd
+    found_here = found_here or scheme != "sparse" and _holds_codes(model)
     if request.plain and not found_here:
         content = _converted(model, inference, specs, scheme, arrays)
         if scheme in ("int8", "int16x8") and arrays is not None:
@@ -175,19 +172,16 @@ def _holds_codes(model: keras.Model) -> bool:
 
 
 def _check_learned(model: keras.Model, scheme: str) -> None:
-    """Refuses a scheme that has no place for the activations' ranges that a model has learned."""
-    ranges = filter(markers.is_range, model._flatten_layers())
-    bits = {layer.name: layer.quantization()[2] for layer in ranges}
-    if scheme == "sparse" and any(map(markers.is_learned, model._flatten_layers())):
-        bits = bits or {"": 0}
-    if not bits or scheme == "mixed":
-        return
+    """Refuses a scheme that has no place for what a model has learned in training."""
+    layers = model._flatten_layers()
+    kernels = any(map(markers.is_learned, layers))
+    bits = {x.name: x.quantization()[2] for x in layers if markers.is_range(x)}
     wide = [name for name, number in bits.items() if number > 8]
-    if scheme not in ("int8", "int4", "int16x8"):
+    if scheme == "sparse" and (bits or kernels) or scheme in _FLOATS and bits:
         rule, why = "int8, int4 or mixed", "quantize_aware made it"
-    elif wide and (scheme != "int16x8" or len(wide) < len(bits)):
+    elif wide and (scheme in ("int8", "int4") or scheme == "int16x8" and len(wide) < len(bits)):
         rule, why = "mixed", f"'{wide[0]}' was trained with more than 8 bits"
-    elif not wide and scheme == "int16x8":
+    elif bits and not wide and scheme == "int16x8":
         rule, why = "int8, int4 or mixed", "it was trained with activations of up to 8 bits"
     else:
         return
