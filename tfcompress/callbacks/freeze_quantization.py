@@ -116,9 +116,13 @@ class FreezeQuantization(keras.callbacks.Callback):
             projection.forget_compiled_step(self.model)
 
     def on_train_end(self, logs=None):
-        done = self._iterations() - self._first
-        steps = (self.observers_step, self.learned_step, self.statistics_step)
-        late = [step for step in steps if step is not None and step >= done > 0]
+        for norm in self._norms:
+            norm.trainable = True
+        self._norms = []
+        found, done = self.select(), self._iterations() - self._first
+        steps = [step for _, step in found]
+        steps += [] if self.statistics_step is None else [self.statistics_step]
+        late = [step for step in steps if step >= done > 0]
         if late:
             # The same text for each `fit` of a loop, so that it is shown once.
             warnings.warn(
@@ -126,10 +130,7 @@ class FreezeQuantization(keras.callbacks.Callback):
                 "where the callback met the model.",
                 stacklevel=2,
             )
-        for norm in self._norms:
-            norm.trainable = True
-        self._norms = []
-        for layer, _ in self.select():
+        for layer, _ in found:
             layer.stop.never()
         projection.forget_compiled_step(self.model)
 
