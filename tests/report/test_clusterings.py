@@ -49,6 +49,7 @@ def test_on_a_grid_the_error_is_that_of_the_folded_kernels_and_sizes_those_of_co
             layers.BatchNormalization(),
             layers.Flatten(),
             layers.Dense(4),
+            layers.Dense(3),  # fewer weights than codes
         ]
     )
     model.layers[1].moving_variance.assign(np.linspace(0.1, 5, 16))

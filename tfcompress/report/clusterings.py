@@ -18,10 +18,10 @@ from tfcompress.quantization import granularity
 from tfcompress.report import cluster_plots
 from tfcompress.structured import evaluation, fold_batch_norm
 from tfcompress.structured.fold import can_fold
-from tfcompress.weights import kernels
+from tfcompress.weights import Kernel, kernels
 
 ALL = "all"
-_CLUSTERS, _MOST_CODES = 16, 256
+_CLUSTERS = 16
 _SETTINGS = frozenset(inspect.signature(cluster).parameters) - {"model", "method", "clusters"}
 
 
@@ -168,7 +168,7 @@ def compare_clusterings(
         clusters = _CLUSTERS
     grid = settings.get("grid")
     folded = fold_batch_norm(model) if grid and can_fold(model) else model
-    whole = cluster(model, clusters=_MOST_CODES, grid=grid) if grid else model
+    whole = _on_grid(folded) if grid else model
     name = f"(as {grid})" if grid else "(as it is)"
     baseline = _measured(name, folded, whole, 0.0, data, batch_size, grid)
     results = []
@@ -227,16 +227,30 @@ def _measured(
     )
 
 
+def _on_grid(model: keras.Model) -> keras.Model:
+    """Returns a copy of the model whose kernels are rounded as its int8 file's are."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    for kernel, grid in _grids(copy):
+        if grid is not None:
+            w = grid.dequantize(granularity.quantize(kernel.value(), grid))
+            kernel.variable.assign(w)
+    return copy
+
+
 def _codes(model: keras.Model) -> list[np.ndarray]:
     """Returns the kernels as int8 files hold them; float32 what such files do not hold."""
+    return [
+        kernel.value() if grid is None else granularity.quantize(kernel.value(), grid).astype("i1")
+        for kernel, grid in _grids(model)
+    ]
+
+
+def _grids(model: keras.Model) -> list[tuple[Kernel, Any]]:
+    """Returns each kernel with the grid that it has in an int8 file, None if it has none there."""
     found = kernels(model)
-    stored = []
-    for kernel, axes in zip(found, scale_axes(model, found).values(), strict=True):
-        w = kernel.value()
-        if axes is not None:
-            w = granularity.quantize(w, granularity.fit(w, axes)).astype(np.int8)
-        stored.append(w)
-    return stored
+    pairs = zip(found, scale_axes(model, found).values(), strict=True)
+    return [(k, None if axes is None else granularity.fit(k.value(), axes)) for k, axes in pairs]
 
 
 def _confusion(model: keras.Model, data: Any, batch_size: int) -> np.ndarray:
