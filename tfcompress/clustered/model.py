@@ -110,7 +110,7 @@ def cluster(
         for (kernel, own), found in zip(group, _clustered(group, weights), strict=True):
             kernel.variable.assign(found.values)
             remark = found.remark(kernel.path, own)
-            if remark and not weights and not within_budget:
+            if remark and not within_budget:
                 warnings.warn(remark, stacklevel=2)
     return new
 
