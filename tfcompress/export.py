@@ -36,8 +36,8 @@ from absl import flags
 from tfcompress import commands, data, models, recipe, structured, tflite
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.files import written_whole
+from tfcompress.pipeline.finish import searched
 from tfcompress.pipeline.run import are_probabilities, check_model
-from tfcompress.search import mixed_precision
 from tfcompress.tflite.interpreter import noise, start
 
 FLAGS = commands.flags("json", "unsafe")
@@ -145,8 +145,11 @@ def export(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome:
         told = "Model .* (as dynamic keeps|as .*could not hold|was trained)|Activations of model"
         warnings.filterwarnings("always", message=told)
         prepared = _prepared(model, options, words, samples)
-        if search is not None:
-            words["rules"] = _found(prepared, search, words, source, samples)
+        if search is not None and source is not None:
+            logits = not are_probabilities(check_model(prepared, source))
+            found = searched(prepared, source, samples, search, words, logits)
+            print(found, file=sys.stderr)
+            words["rules"] = found.rules
         content = tflite.convert(
             prepared, options.scheme, samples, keep_names=options.keep_names, **words
         )
@@ -203,19 +206,6 @@ def _prepared(
         chosen = {name: words[word] for name, word in names.items() if word in words}
         model = structured.correct_bias(model, samples, **chosen)
     return model
-
-
-def _found(
-    model: keras.Model, search: recipe.Search, words: dict[str, Any], source: Any, samples: Any
-) -> Any:
-    """Returns the rules of the search, which is shown on stderr."""
-    last = ("rules", "search_ranges")  # for the file of the rules that are found
-    given = dict(search) | {name: word for name, word in words.items() if name not in last}
-    logits = not are_probabilities(check_model(model, source))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
-    found = mixed_precision(model, source, loss=loss, samples=samples, **given)
-    print(found, file=sys.stderr)
-    return found.rules
 
 
 _AUDITED = (

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -20,8 +20,8 @@ from tfcompress.data.batches import evaluation_batches
 from tfcompress.pipeline.checks import run_checks
 from tfcompress.pipeline.fit import save
 from tfcompress.pipeline.state import assign, values, variables
-from tfcompress.recipe import Recipe
-from tfcompress.search import mixed_precision
+from tfcompress.recipe import Recipe, Search
+from tfcompress.search import Allocation, mixed_precision
 from tfcompress.weights import kernels
 
 FILES = (
@@ -85,10 +85,7 @@ def finish(
     found = None
     if export.search is not None:
         say("search: a scheme for each layer")
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-        last = ("rules", "search_ranges")  # for the file of the rules that are found
-        given = dict(export.search) | {k: w for k, w in export.words.items() if k not in last}
-        found = mixed_precision(model, data, loss=loss, samples=samples, **given)
+        found = searched(model, data, samples, export.search, export.words, from_logits)
         words["rules"] = found.rules
     after = _row(model, words, resolved, data, samples, beside / "model.tflite")
     with baseline.restored() as original:
@@ -123,6 +120,21 @@ def finish(
         (beside / name).replace(folder / name)
     beside.rmdir()
     return record
+
+
+def searched(
+    model: keras.Model,
+    data: Data,
+    samples: Any,
+    search: Search,
+    words: Mapping[str, Any],
+    from_logits: bool,
+) -> Allocation:
+    """Returns what a recipe's search finds for a classifier, whose file has these words too."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    last = ("rules", "search_ranges")  # for the file of the rules that are found
+    given = dict(search) | {key: word for key, word in words.items() if key not in last}
+    return mixed_precision(model, data, loss=loss, samples=samples, **given)
 
 
 def _row(

@@ -144,8 +144,7 @@ def resolve(
     found: dict[int, tuple[Settings, str | None]] = {}
     for number, place in places.items():
         if rule := resolved_others[place.path]:
-            own = Settings(**{key: value for key, value in rule.items() if key != "skip"})
-            own.check(f"Rule for '{place.path}'", quantize)
+            own = _of_rule(rule, place.path, quantize)
             words = [word for word in _KERNEL_WORDS if getattr(own, word) is not None]
             rule_text = f"must not speak of kernels: the layer has none ({', '.join(words)})"
             require(not words, f"Rule for '{place.path}'", rule_text)
@@ -154,12 +153,18 @@ def resolve(
         rule = resolved[kernel.path]
         if not rule and id(kernel.layer) in found:
             continue
-        own = Settings(**{key: value for key, value in rule.items() if key != "skip"})
-        own.check(f"Rule for '{kernel.path}'", quantize)
+        own = _of_rule(rule, kernel.path, quantize)
         if own.over(default).weights == "binary" and "skip" not in rule:
             _check_binary(kernel)
         found[id(kernel.layer)] = own.over(default), rule.get("skip")
     return found
+
+
+def _of_rule(rule: Mapping[str, Any], path: str, quantize: str) -> Settings:
+    """Returns what a rule says, checked; `path` is whom it is for."""
+    own = Settings(**{key: value for key, value in rule.items() if key != "skip"})
+    own.check(f"Rule for '{path}'", quantize)
+    return own
 
 
 def _without_kernel(model: keras.Model) -> list[tuple[keras.layers.Layer, str]]:
