@@ -117,7 +117,7 @@ def _pooling():
         f"{kind}{n}": _one(shape, f"{kind}{n}", *arguments)
         for kind, arguments in kinds.items()
         for n, shape in shapes.items()
-    }
+    } | {"AveragePooling2D of the whole map": _one(IMAGE, "AveragePooling2D", IMAGE[:2])}
 
 
 def _merging():

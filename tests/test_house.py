@@ -19,6 +19,7 @@ FLOORS = [
         "latent",
         "lookup",
         "measure",
+        "pooling",
         "schedules",
         "models",
     },

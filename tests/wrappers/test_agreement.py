@@ -14,11 +14,11 @@ layers = keras.layers
 
 
 def residual_network(x):
-    """Convolution, BatchNorm, separate activations, a sum, average pooling, softmax."""
+    """Convolution, BatchNorm, separate activations, a sum, pooling of the whole map, softmax."""
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x)))
     y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(x))
     x = layers.Activation("relu")(layers.Add()([x, y]))
-    x = layers.Flatten()(layers.AveragePooling2D(4)(x))
+    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
     return layers.Dense(5, activation="softmax")(layers.Dropout(0.5)(x))
 
 

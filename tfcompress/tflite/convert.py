@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress import graph
+from tfcompress import graph, pooling
 from tfcompress.data.samples import spread, to_arrays
 from tfcompress.errors import InputError
 from tfcompress.models import check_finite
@@ -240,10 +240,13 @@ def _quantized(
 def _inference(model: keras.Model, in_floats: bool) -> tuple[keras.Model, bool]:
     """Returns the model without training apparatus, in float32, and whether it draws a graph.
 
-    Unless the file computes in floats, its recurrent layers are unrolled.
+    Unless the file computes in floats, its recurrent layers are unrolled, and average pooling over
+    whole maps is a mean.
     """
     try:
-        return (graph.exported(model) if in_floats else graph.exported(model, loops.unrolled)), True
+        if in_floats:
+            return graph.exported(model), True
+        return pooling.with_means(graph.exported(model, loops.unrolled)), True
     except InputError:
         if any(hasattr(layer, "exported") for layer in model._flatten_layers()):
             raise

@@ -15,8 +15,8 @@ from tfcompress.tflite import flatbuffer as fb
 from tfcompress.tflite.macs import KERNEL_INPUT
 
 _PASSING = ("QUANTIZE", "DEQUANTIZE")
-# One kernel of ones of these may be rewritten to the other: 1x1 convolutions.
-_ALIKE = {"FULLY_CONNECTED": "CONV_2D"}
+# What may be rewritten to the other: 1x1 convolutions, pooling over whole maps.
+_ALIKE = {"FULLY_CONNECTED": "CONV_2D", "MEAN": "AVERAGE_POOL_2D"}
 _COMMUTATIVE = ("ADD", "MUL", "MAXIMUM", "MINIMUM")
 # Kernels of the same layer correlate more than this even at 2 bits, those of others hardly at all.
 _SAME_KERNEL = 0.5

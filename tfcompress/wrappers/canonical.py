@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress import graph
+from tfcompress import graph, pooling
 from tfcompress.structured import fold_batch_norm
 from tfcompress.structured.fold import normalizes_last_axis, scale_and_offset
 from tfcompress.wrappers.functions import FUNCTIONS, decomposed, elu
@@ -41,8 +41,9 @@ def canonical(flat: keras.Model, skipped: Collection[str] = ()) -> tuple[keras.M
     BatchNorm is folded; one that no layer absorbs, and Rescaling, become a 1x1 depthwise
     convolution; a separable convolution becomes a depthwise and a pointwise one; an activation
     other than ReLU becomes a layer of its own; sums, products and maxima of many become
-    chains of two; a mean of layers a sum and a factor. Normalization, attention, recurrent layers
-    and activations without an operator of their own become what `rewrites` says.
+    chains of two; a mean of layers a sum and a factor; average pooling over a whole map a mean.
+    Normalization, attention, recurrent layers and activations without an operator of their own
+    become what `rewrites` says.
     """
     rewriting = _Rewriting(skipped)
     new = graph.rebuild(fold_batch_norm(flat), rewriting.call)
@@ -62,6 +63,9 @@ class _Rewriting:
         operation = node.operation
         if operation.name in self._skipped:
             return copy(*args, **kwargs)
+        mean = pooling.as_mean(node)
+        if mean is not None:
+            return mean(*args, **kwargs)
         if not isinstance(operation, _LAYERS.Layer):
             return _operation(operation, copy, *args, **kwargs)
         return self._layer(operation, copy, *args, **kwargs)
