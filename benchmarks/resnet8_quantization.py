@@ -29,7 +29,6 @@ goes on after `kill -9` at the last epoch. Exits with 1 if a row loses more than
 
 import argparse
 import functools
-import itertools
 import json
 import pathlib
 import time
@@ -73,25 +72,16 @@ FEWER_BYTES = 0.35
 POST_TRAINING = {
     "float32": [{"scheme": "float32"}],
     "int8": [
-        {"scheme": "int8", "ranges": word, "correct_bias": corrected, "rounding": rounding}
-        for corrected in (False, True)
-        for word, rounding in (
-            ("min_max", "nearest"),
-            ("mse", "nearest"),
-            ("entropy", "nearest"),
-            ("percentile", "nearest"),
-            ("percentile", "adaround"),
-        )
+        {"scheme": "int8", "ranges": word, "rounding": "adaround", "weight_ranges": weights}
+        for word in ("min_max", "percentile", "mse", "entropy")
+        for weights in ("min_max", "mse")
     ]
     + [
-        {
-            "scheme": "int8",
-            "ranges": "percentile",
-            "rounding": "adaround",
-            "search_ranges": True,
-        }
+        {"scheme": "int8", "ranges": word, "correct_bias": corrected}
+        for word in ("min_max", "mse")
+        for corrected in (False, True)
     ],
-    "int16x8": [{"scheme": "int16x8"}],
+    "int16x8": [{"scheme": "int16x8", "rounding": "adaround", "weight_ranges": "mse"}],
     "int4_nearest": [{"scheme": "int4", "target": "reference"}],
     "int4_adaround": [
         {
@@ -100,10 +90,9 @@ POST_TRAINING = {
             "rounding": "adaround",
             "weight_ranges": weights,
             "ranges": word,
-            "search_ranges": searched,
         }
         for weights in ("min_max", "mse")
-        for word, searched in (("mse", False), ("percentile", False), ("percentile", True))
+        for word in ("percentile", "mse", "entropy")
     ],
 }
 
@@ -176,17 +165,18 @@ class Bench:
             return tried[0]
         losses = []
         for content, words in tried:
-            found = np.maximum(self.predictions(content, "validation"), 1 / 512)
-            found /= found.sum(axis=-1, keepdims=True)  # or else too sure a file would be near
-            ratio = np.log(np.maximum(self.expected, 1e-7) / found)
-            losses.append(float(np.mean(np.sum(self.expected * ratio, axis=-1))))
+            found = _at_least_half_a_code(self.predictions(content, "validation"))
+            losses.append(
+                float(np.mean(np.sum(self.expected * np.log(self.expected / found), axis=-1)))
+            )
             print(f"  {words}: divergence {losses[-1]:.5f}", flush=True)
         return tried[int(np.argmin(losses))]
 
     @functools.cached_property
     def expected(self):
         """The float file's probabilities on the validation images."""
-        return self.predictions(tfc.convert(self.model, scheme="float32"), "validation")
+        content = tfc.convert(self.model, scheme="float32")
+        return _at_least_half_a_code(self.predictions(content, "validation"))
 
     def mixed(self):
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2000]
@@ -195,19 +185,16 @@ class Bench:
         found = tfc.mixed_precision(
             self.model,
             self.images.prepare(self.images.x_train[chosen]),  # no labels: float's outputs count
-            ({"int8": {"rounding": "adaround"}}, {"int4": adaround}),
+            ({"int8": adaround}, {"int4": adaround}),
             max_bytes=limit,
             most=len(chosen),
             samples=self.samples,
-            ranges="percentile",
+            ranges="mse",
         )
         print(found, flush=True)
         found.plot().savefig(self.options.output / "mixed.png")
-        words = {"scheme": "mixed", "rules": found.rules, "ranges": "percentile"}
-        tried = [
-            words | {"correct_bias": corrected, "search_ranges": searched}
-            for corrected, searched in itertools.product((False, True), repeat=2)
-        ]
+        words = {"scheme": "mixed", "rules": found.rules}
+        tried = [words | {"ranges": ranges} for ranges in ("percentile", "mse", "entropy")]
         content, _ = self.best([(self.converted(self.model, words), words) for words in tried])
         return content, found.chosen.schemes
 
@@ -293,6 +280,12 @@ class Bench:
     def predictions(self, content, split):
         x = self.images.split(split)[0][: self.options.limit or None]
         return tflite.run(content, self.images.prepare(x), threads=self.options.threads)
+
+
+def _at_least_half_a_code(probabilities):
+    """Returns them as eight bits can tell them: smaller ones would all be errors, the same ones."""
+    found = np.maximum(probabilities, 1 / 512)
+    return found / found.sum(axis=-1, keepdims=True)
 
 
 def without_weight_decay(model):

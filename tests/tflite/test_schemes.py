@@ -461,3 +461,13 @@ def test_adaround_keeps_the_codes_that_clustering_on_the_grid_has_chosen():
     for (_, codes, _), (_, wanted, _) in zip(found, plain, strict=True):
         np.testing.assert_array_equal(codes, wanted)
         assert len(np.unique(codes)) <= 6
+
+
+def test_adaround_of_corrected_biases_is_mentioned():
+    """It keeps the means itself: what correct_bias has added would be an error of its own."""
+    model = tfc.correct_bias(with_biases(), IMAGES)
+    with pytest.warns(UserWarning, match="make up for the mean error of rounding nearest, which"):
+        tflite.convert(model, "int8", IMAGES, rounding="adaround")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tflite.convert(model, "int8", IMAGES, rounding="nearest")

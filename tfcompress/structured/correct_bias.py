@@ -30,11 +30,13 @@ class BiasCorrection:
     `shifts`: by layer, how far quantized weights moved the means of its output channels (before
     the activation), as root mean square over the channels, relative to that of the outputs: the
     share that has been taken out. `skipped`: why other layers with kernels were not corrected.
+    `rounding`: for which rounding of the kernels; "" where they were given, `quantized`.
     """
 
     method: str
     shifts: dict[str, float]
     skipped: dict[str, str]
+    rounding: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as numbers, strings and dicts, fit for JSON."""
@@ -136,6 +138,7 @@ def correct_bias(
         method,
         {paths[name]: error.relative for name, error in errors.items()},
         {paths[name]: reason for name, reason in reasons.items()},
+        "" if quantized is not None else str(rounding),
     )
     return new
 

@@ -321,6 +321,14 @@ def _check_samples(model: keras.Model, plan: _Plan, samples: Sequence[np.ndarray
     count = 0 if samples is None else len(samples[0])
     rule = f"needs at least {FEWEST_SAMPLES} samples: it looks at the layers' inputs"
     require(count >= FEWEST_SAMPLES, f"Rounding {rounding}", rule, samples=count)
+    corrected = getattr(model, "bias_correction", None)
+    if corrected is not None and corrected.rounding:
+        warnings.warn(
+            f"Biases of model '{model.name}' make up for the mean error of rounding "
+            f"{corrected.rounding}, which {rounding} does not make: give convert the model as it "
+            "was before correct_bias",
+            stacklevel=5,
+        )
 
 
 def _ranges(plan: _Plan, request: Request, samples: Sequence[np.ndarray] | None) -> Ranges:
