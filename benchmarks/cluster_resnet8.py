@@ -52,7 +52,7 @@ class Bench(resnet8_quantization.Bench):
         }
         model, found = how[row]() if row in how else self.method(row)
         values = max(len(np.unique(kernel.value())) for kernel in weights.kernels(model))
-        return found | {"values": values} | self.accuracies(tfc.convert(model, scheme="float32"))
+        return found | {"values": values} | self.measured(tfc.convert(model, scheme="float32"))
 
     def as_it_is(self):
         return self.model, {"bits": 32.0}
@@ -77,7 +77,7 @@ class Bench(resnet8_quantization.Bench):
     def method(self, name):
         clusters, bits = self.clusters_for(name)
         model = tfc.cluster(self.model, name, clusters)
-        before = self.accuracy(tfc.convert(model, scheme="float32"), "test")
+        before = self.measured(tfc.convert(model, scheme="float32"))["test"]
         tfc.preserve(model)
         self.train(model, name, self.options.method_epochs, *self.how, [])
         return model, {"bits": bits, "clusters": clusters, "before": before}

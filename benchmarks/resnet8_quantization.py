@@ -99,7 +99,9 @@ POST_TRAINING = {
 
 def main(arguments=None):
     options = parser(__doc__, list(LIMITS), "resnet8_quantization").parse_args(arguments)
-    return report(Bench(options).finished(options.rows), options.rows)
+    bench = Bench(options)
+    images = len(bench.images.split("test")[1][: options.limit or None])
+    return report(bench.finished(options.rows), options.rows, images)
 
 
 class Bench:
@@ -134,7 +136,7 @@ class Bench:
         content, how = self.made(row)
         (self.options.output / f"{row}.tflite").write_bytes(content)
         types = {w.name: w.dtype for w in tfc.audit(content).weights}
-        return {"bytes": len(content)} | self.accuracies(content) | {"types": types, "how": how}
+        return {"bytes": len(content)} | self.measured(content) | {"types": types, "how": how}
 
     def made(self, row):
         """Returns the row's file and how it was made."""
@@ -269,13 +271,22 @@ class Bench:
             )
         model.save(options.output / f"{name}.keras")
 
-    def accuracies(self, content):
-        return {split: self.accuracy(content, split) for split in ("validation", "test")}
+    def measured(self, content):
+        """Returns the percentages of images whose class the file tells right, and how many of the
+        test images it has lost and won against the float file."""
+        right = {split: self.right(content, split) for split in ("validation", "test")}
+        changes = self.float_right.astype(int) - right["test"]
+        shares = {split: round(100 * float(np.mean(x)), 2) for split, x in right.items()}
+        return shares | {"lost": int(np.sum(changes > 0)), "won": int(np.sum(changes < 0))}
 
-    def accuracy(self, content, split):
-        """Returns the percentage of the split's images whose class the file tells right."""
+    @functools.cached_property
+    def float_right(self):
+        return self.right(tfc.convert(self.model, scheme="float32"), "test")
+
+    def right(self, content, split):
+        """Returns of which of the split's images the file tells the class."""
         y = self.images.split(split)[1][: self.options.limit or None]
-        return round(100 * float(np.mean(self.predictions(content, split).argmax(-1) == y)), 2)
+        return self.predictions(content, split).argmax(-1) == y
 
     def predictions(self, content, split):
         x = self.images.split(split)[0][: self.options.limit or None]
@@ -306,20 +317,22 @@ class _Tell(keras.callbacks.Callback):
         print(f"  {self._name}, epoch {epoch + 1}: {parts} ({seconds:.0f} s)", flush=True)
 
 
-def report(rows, wanted):
-    """Prints the table and returns the exit status."""
+def report(rows, wanted, images):
+    """Prints the table and returns the exit status. "+-": the standard error of what is lost, by
+    the images that are right with one file only."""
     base = rows.get("float32")
-    print(f"\n{'':<16}{'bytes':>10}{'validation':>12}{'test':>9}{'lost':>7}{'limit':>7}")
+    print(f"\n{'':<16}{'bytes':>10}{'validation':>12}{'test':>9}{'lost':>7}{'+-':>7}{'limit':>7}")
     failed = False
     for name in LIMITS:
         if name not in rows:
             continue
         row, limit = rows[name], LIMITS[name]
         lost = base["test"] - row["test"] if base else float("nan")
+        error = 100 * (row["lost"] + row["won"]) ** 0.5 / images
         failed |= name in wanted and limit is not None and not lost <= limit + 1e-9
         print(
             f"{name:<16}{row['bytes']:>10,}{row['validation']:>11.2f}%{row['test']:>8.2f}%"
-            f"{lost:>+7.2f}{'' if limit is None else f'{limit:.2f}':>7}"
+            f"{lost:>+7.2f}{error:>7.2f}{'' if limit is None else f'{limit:.2f}':>7}"
         )
     if {"mixed", "int8"} <= rows.keys():
         fewer = 1 - rows["mixed"]["bytes"] / rows["int8"]["bytes"]

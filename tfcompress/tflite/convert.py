@@ -90,7 +90,8 @@ def convert(
             can hold; a model that the converter refuses (its log is named in the message); a file
             whose outputs are not finite or have nothing to do with the model's.
 
-    Recurrent layers over a fixed number of steps are unrolled where integers are computed.
+    Where integers are computed, recurrent layers over a fixed number of steps are unrolled, and
+    average pooling over a whole map is a MEAN, whose codes need not be those of the map.
 
     A layer that cannot be what was asked for is named in a warning with what it is instead and why;
     a layer without an integer kernel is left float. `audit` shows what the file holds.
