@@ -78,14 +78,28 @@ def test_an_integer_file_does_not_round_means_to_the_grid_of_the_map(words):
     assert error.max() < 0.6 / 255 / 16 + 0.6 / 255 / 16  # half a code of the map, and of means
 
 
-def test_training_simulates_the_mean():
-    rng = np.random.default_rng(0)
-    x = np.maximum(rng.normal(size=(64, 4, 4, 8)), 0).astype(np.float32)
-    model = model_of(
-        lambda x: layers.Dense(3)(layers.Flatten()(layers.AveragePooling2D(4, name="pool")(x))),
-        (4, 4, 8),
-    )
-    quantized = tfc.quantize_aware(model, samples=x)
+@pytest.fixture(scope="module")
+def images():
+    x = np.random.default_rng(0).normal(size=(64, 4, 4, 8))
+    return np.maximum(x, 0).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    def build(x):
+        return layers.Dense(3)(layers.Flatten()(layers.AveragePooling2D(4, name="pool")(x)))
+
+    return model_of(build, (4, 4, 8))
+
+
+def test_training_simulates_the_mean(classifier, images):
+    quantized = tfc.quantize_aware(classifier, samples=images)
     content = tfc.convert(quantized)
     assert "MEAN" in tfc.audit(content).operators
-    np.testing.assert_allclose(tflite.run(content, x), quantized(x), atol=1e-6)
+    np.testing.assert_allclose(tflite.run(content, images), quantized(images), atol=1e-6)
+
+
+def test_the_report_compares_the_mean_with_the_pooling(classifier, images):
+    report = tfc.quantization_report(classifier, tfc.convert(classifier, samples=images), images)
+    assert not report.unmatched
+    assert "MEAN" in {layer.operator.split()[1] for layer in report.layers if layer.path == "pool"}
