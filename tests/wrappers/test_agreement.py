@@ -254,6 +254,26 @@ def test_hard_swish_is_that_of_the_kernel_for_every_code(largest):
     assert len(np.unique(found)) > 90
 
 
+@pytest.mark.parametrize("curve", ["sigmoid", "tanh"])
+@pytest.mark.parametrize("low", [-2.8440089225769043, -1.7, -0.3])
+def test_curves_are_those_of_the_kernels_tables(curve, low):
+    """With the first grid, code 20 has a sigmoid of 142.50003 / 256: 143, wherever it stands.
+
+    TensorFlow makes 142.5 and so 142 of it in some places of a tensor, not in others.
+    """
+    inputs = keras.Input((256, 7))
+    model = keras.Model(inputs, layers.Activation(curve)(inputs))
+    quantized = tfc.quantize_aware(model, samples=np.ones((8, 256, 7), np.float32))
+    high = 2.4307730197906494
+    next(n.operation for n in graph.nodes(quantized) if hasattr(n.operation, "start")).start(
+        low, high
+    )
+    x = np.repeat(np.linspace(low, high, 256, dtype=np.float32)[None, :, None], 7, axis=2)
+    content = tflite.convert(quantized)
+    difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))
+    assert difference.max() < 0.01 * step(content)
+
+
 def wide(x):
     """A convolution and a dense layer of so many products that float32 sums would be inexact."""
     weights = keras.initializers.RandomNormal(0.02, 0.05, seed=0)

@@ -204,7 +204,7 @@ class Insertion:
         return FakeQuantize(name=name, bits=bits, **options)
 
     def _note_kernel(self, y: Any, args: Any, operation: Any) -> None:
-        """Keeps what tensors a sum, a product, a mean or a concatenation is made of."""
+        """Keeps what tensors a sum, a product, a mean, a curve or a concatenation is made of."""
         name = type(operation).__name__
         tensors = [x for x in keras.tree.flatten(args) if isinstance(x, keras.KerasTensor)]
         if name == "Concatenate" and len(tensors) > 1:
@@ -219,6 +219,8 @@ class Insertion:
             self._kernels[id(y)] = "multiply", [self._grids[id(x)] for x in tensors]
         elif name == "HardSilu" or (name == "Activation" and _activation(operation) == "hard_silu"):
             self._kernels[id(y)] = "hard_swish", [tensors[0], self._grids[id(tensors[0])]]
+        elif (curve := activation_name(operation) or name.lower()) in ("sigmoid", "tanh"):
+            self._kernels[id(y)] = curve, tensors[0]
         elif name == "Mean" or name.startswith("GlobalAveragePooling"):
             self._kernels[id(y)] = "means", [tensors[0], self._grids[id(tensors[0])]]
 

@@ -154,6 +154,21 @@ def round_hard_swish(x: Any, own: Any, parts: Any) -> Any:
     return _of_codes(codes, own)
 
 
+def round_sigmoid(x: Any, own: Any, inputs: Any) -> Any:
+    """Rounds the sigmoid of `inputs` as XNNPACK's table of all codes has it.
+
+    `x`, TensorFlow's sigmoid, has other last bits in vectors of floats than in those left over, so
+    that a value next to a half would become two codes.
+    """
+    power = tf.cast(tf.exp(-tf.cast(inputs, tf.float64)), tf.float32)
+    return round_values(1.0 / (1.0 + power), own)
+
+
+def round_tanh(x: Any, own: Any, inputs: Any) -> Any:
+    """Rounds the hyperbolic tangent of `inputs` as XNNPACK's table of all codes has it."""
+    return round_values(tf.cast(tf.tanh(tf.cast(inputs, tf.float64)), tf.float32), own)
+
+
 def _of_codes(codes: Any, own: Any) -> Any:
     """Returns the values of codes, counted from that of 0, after int8's ends have clipped them."""
     scale, zero_point = own
@@ -206,6 +221,8 @@ ROUNDINGS: dict[str, Callable[..., Any]] = {
     "products": round_products,
     "roots": round_roots,
     "hard_swish": round_hard_swish,
+    "sigmoid": round_sigmoid,
+    "tanh": round_tanh,
     "add": round_sum_of_two,
     "subtract": functools.partial(round_sum_of_two, sign=-1),
 }
