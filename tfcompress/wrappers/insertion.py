@@ -12,7 +12,7 @@ from tfcompress.wrappers.kernel_layers import KERNELS, kind
 from tfcompress.wrappers.operators import CausalMask, InverseRoot
 from tfcompress.wrappers.quantized_layer import KeptFloat, QuantizedLayer
 from tfcompress.wrappers.settings import Settings
-from tfcompress.wrappers.support import Way, activation_name, fixed_bounds, way
+from tfcompress.wrappers.support import Way, fixed_bounds, function_name, way
 
 # Of 16 bits, in the steps of TFLite's int16 kernels for softmax, sigmoid and tanh.
 _WIDE_BOUNDS = (-32767 / 32768, 32767 / 32768)
@@ -176,7 +176,7 @@ class Insertion:
         """Returns what ReLUs have in common that round one tensor to the same."""
         operation = node.operation
         own = self._own(operation)
-        name = activation_name(operation) or type(operation).__name__.lower()
+        name = function_name(operation)
         return name, getattr(operation, "high", None), own, self._tensor_bits(node, own)
 
     def _round(self, y: Any, node: Any, **options: Any) -> Any:
@@ -217,10 +217,10 @@ class Insertion:
             self._kernels[id(y)] = name.lower(), [(x, self._grids[id(x)]) for x in tensors]
         elif name == "Multiply" and len(tensors) == 2:
             self._kernels[id(y)] = "multiply", [self._grids[id(x)] for x in tensors]
-        elif name == "HardSilu" or (name == "Activation" and _activation(operation) == "hard_silu"):
+        elif (function := function_name(operation)) == "hard_silu":
             self._kernels[id(y)] = "hard_swish", [tensors[0], self._grids[id(tensors[0])]]
-        elif (curve := activation_name(operation) or name.lower()) in ("sigmoid", "tanh"):
-            self._kernels[id(y)] = curve, tensors[0]
+        elif function in ("sigmoid", "tanh"):
+            self._kernels[id(y)] = function, tensors[0]
         elif name == "Mean" or name.startswith("GlobalAveragePooling"):
             self._kernels[id(y)] = "means", [tensors[0], self._grids[id(tensors[0])]]
 

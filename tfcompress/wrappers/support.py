@@ -1,6 +1,7 @@
 """How TFLite computes each kind of layer in integers, and which kinds it cannot."""
 
 import enum
+import re
 from typing import Any
 
 import keras
@@ -150,8 +151,14 @@ def way(node: Any) -> Way:
 
 def fixed_bounds(operation: Any) -> tuple[float, float]:
     """Returns the range that TFLite prescribes for the output of a `Way.FIXED` operation."""
-    name = activation_name(operation) or type(operation).__name__
-    return _BOUNDS[{"LogSoftmax": "log_softmax"}.get(name, name.lower())]
+    return _BOUNDS[function_name(operation)]
+
+
+def function_name(operation: Any) -> str:
+    """Returns the name of the function that a layer, or what keras.ops records, applies: its
+    activation's, or that of its class, as `hard_silu` of HardSilu."""
+    name = type(operation).__name__
+    return activation_name(operation) or re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def activation_name(operation: Any) -> str | None:
