@@ -24,6 +24,7 @@ import math
 import keras
 import numpy as np
 import resnet8_quantization
+from resnet8_quantization import percentage
 
 import tfcompress as tfc
 from tfcompress import clustering, weights
@@ -77,10 +78,10 @@ class Bench(resnet8_quantization.Bench):
     def method(self, name):
         clusters, bits = self.clusters_for(name)
         model = tfc.cluster(self.model, name, clusters)
-        before = self.measured(tfc.convert(model, scheme="float32"))["test"]
+        right = self.right(tfc.convert(model, scheme="float32"), "test")
         tfc.preserve(model)
         self.train(model, name, self.options.method_epochs, *self.how, [])
-        return model, {"bits": bits, "clusters": clusters, "before": before}
+        return model, {"bits": bits, "clusters": clusters, "before": percentage(right)}
 
     def trained(self, name, callbacks):
         """Returns a copy of the model that is trained on."""

@@ -177,8 +177,7 @@ class Bench:
     @functools.cached_property
     def expected(self):
         """The float file's probabilities on the validation images."""
-        content = tfc.convert(self.model, scheme="float32")
-        return _at_least_half_a_code(self.predictions(content, "validation"))
+        return _at_least_half_a_code(self.predictions(self.float_file, "validation"))
 
     def mixed(self):
         chosen = np.random.default_rng(SEED).permutation(len(self.images.y_train))[:2000]
@@ -276,12 +275,16 @@ class Bench:
         test images it has lost and won against the float file."""
         right = {split: self.right(content, split) for split in ("validation", "test")}
         changes = self.float_right.astype(int) - right["test"]
-        shares = {split: round(100 * float(np.mean(x)), 2) for split, x in right.items()}
+        shares = {split: percentage(x) for split, x in right.items()}
         return shares | {"lost": int(np.sum(changes > 0)), "won": int(np.sum(changes < 0))}
 
     @functools.cached_property
     def float_right(self):
-        return self.right(tfc.convert(self.model, scheme="float32"), "test")
+        return self.right(self.float_file, "test")
+
+    @functools.cached_property
+    def float_file(self):
+        return tfc.convert(self.model, scheme="float32")
 
     def right(self, content, split):
         """Returns of which of the split's images the file tells the class."""
@@ -291,6 +294,10 @@ class Bench:
     def predictions(self, content, split):
         x = self.images.split(split)[0][: self.options.limit or None]
         return tflite.run(content, self.images.prepare(x), threads=self.options.threads)
+
+
+def percentage(right):
+    return round(100 * float(np.mean(right)), 2)
 
 
 def _at_least_half_a_code(probabilities):
