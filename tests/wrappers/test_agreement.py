@@ -254,20 +254,25 @@ def test_hard_swish_is_that_of_the_kernel_for_every_code(largest):
     assert len(np.unique(found)) > 90
 
 
-@pytest.mark.parametrize("curve", ["sigmoid", "tanh"])
-@pytest.mark.parametrize("low", [-2.8440089225769043, -1.7, -0.3])
-def test_curves_are_those_of_the_kernels_tables(curve, low):
-    """With the first grid, code 20 has a sigmoid of 142.50003 / 256: 143, wherever it stands.
+GRIDS = {  # range: input's code, counted from that of 0, and what its sigmoid times 256 is next to
+    (-2.8440089225769043, 2.4307730197906494): "20, 142.5",
+    (-128 * 0.012316352, 127 * 0.012316352): "-97, 59.5",
+    (-128 * 0.005095566, 127 * 0.005095566): "-54, 110.5",
+    (-128 * 0.028302353, 127 * 0.028302353): "37, 189.5",
+    (-128 * 0.026252473, 127 * 0.026252473): "29, 174.5",
+    (-0.3, 2.4): "none",
+}
 
-    TensorFlow makes 142.5 and so 142 of it in some places of a tensor, not in others.
-    """
+
+@pytest.mark.parametrize("curve", ["sigmoid", "tanh"])
+@pytest.mark.parametrize(("low", "high"), GRIDS, ids=GRIDS.values())
+def test_curves_are_those_of_the_kernels_tables(curve, low, high):
+    """Wherever a code stands: TensorFlow's own sigmoid depends on the place in a tensor."""
     inputs = keras.Input((256, 7))
     model = keras.Model(inputs, layers.Activation(curve)(inputs))
     quantized = tfc.quantize_aware(model, samples=np.ones((8, 256, 7), np.float32))
-    high = 2.4307730197906494
-    next(n.operation for n in graph.nodes(quantized) if hasattr(n.operation, "start")).start(
-        low, high
-    )
+    first = next(n.operation for n in graph.nodes(quantized) if hasattr(n.operation, "start"))
+    first.start(low, high)
     x = np.repeat(np.linspace(low, high, 256, dtype=np.float32)[None, :, None], 7, axis=2)
     content = tflite.convert(quantized)
     difference = np.abs(tflite.run(content, x) - quantized.predict(x, verbose=0))

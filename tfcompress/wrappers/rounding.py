@@ -158,14 +158,20 @@ def round_sigmoid(x: Any, own: Any, inputs: Any) -> Any:
     """Rounds the sigmoid of `inputs` as XNNPACK's table of all codes has it.
 
     `x`, TensorFlow's sigmoid, has other last bits in vectors of floats than in those left over, so
-    that a value next to a half would become two codes.
+    that a value next to a half would become two codes. The table is computed in float64; each
+    value's float32 is rounded after the code of 0 was added, which takes last bits, too.
     """
-    power = tf.cast(tf.exp(-tf.cast(inputs, tf.float64)), tf.float32)
-    return round_values(1.0 / (1.0 + power), own)
+    scale, zero_point = own
+    y = tf.cast(1.0 / (1.0 + tf.exp(-tf.cast(inputs, tf.float64))), tf.float32)
+    return _of_codes(tf.round(y / scale + zero_point) - zero_point, own)
 
 
 def round_tanh(x: Any, own: Any, inputs: Any) -> Any:
-    """Rounds the hyperbolic tangent of `inputs` as XNNPACK's table of all codes has it."""
+    """Rounds the hyperbolic tangent of `inputs` as XNNPACK's table of all codes has it.
+
+    The table's tanhf rounds to the nearest float from glibc 2.41 on; before, one value in eight has
+    another last bit, which counts only next to a half.
+    """
     return round_values(tf.cast(tf.tanh(tf.cast(inputs, tf.float64)), tf.float32), own)
 
 
