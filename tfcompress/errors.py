@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+_LONGEST = 200  # characters of a value that an error shows
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used: one line with owner, rule and value.
@@ -23,8 +25,14 @@ def require(condition: object, owner: str, rule: str, **received: object) -> Non
     tfcompress.errors.InputError: clusters of KMeans must be in [2, 65536]. Received: clusters=1
     """
     if not condition:
-        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        values = ", ".join(f"{name}={_short(value)}" for name, value in received.items())
         raise InputError(f"{owner} {rule}." + (f" Received: {values}" if values else ""))
+
+
+def _short(value: object) -> str:
+    """Returns the `repr` of a value as part of one line: a file's content has a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
