@@ -20,13 +20,15 @@ class KMeans:
     """Replaces each block of a kernel by the nearest of `clusters` means.
 
     The means minimise the sum of squared errors (SSE). For scalars (d = 1) this is the optimum:
-    exactly up to 65,536 distinct values and 1,024 clusters, above that to a small fraction of
-    0.1 %; the centroids ascend, and `seed` plays no part. For blocks (d > 1) it is a local
-    optimum: k-means++ and Lloyd, which see a sample where there are more than 262,144. With fewer
-    distinct blocks than `clusters`, each is a centroid and nothing is lost.
+    exactly up to 65,536 distinct values and 1,024 clusters, of more values to about a millionth,
+    of more than 2 million, which are counted in bins, to less than a thousandth; the centroids
+    ascend, and `seed` plays no part. For blocks (d > 1) it is a local optimum: k-means++ and Lloyd,
+    which see a sample where there are more than 262,144. With fewer distinct blocks than
+    `clusters`, each is a centroid and nothing is lost.
 
     `clusters`: in [2, 65536], or "auto": 2 to 64 by `criterion` ("knee", "silhouette" or "bic", see
-    `choose`). `seed`: at least 0. `max_iterations` of Lloyd's rule: at least 1.
+    `choose`). `seed`: at least 0. `max_iterations` of Lloyd's rule, or of moving the borders of
+    scalars' clusters: at least 1.
 
     Sources: Lloyd 1982; Arthur and Vassilvitskii 2007 (k-means++); Wang and Song 2011 and
     Gronlund et al. 2017 (one dimension).

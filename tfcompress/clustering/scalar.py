@@ -4,8 +4,8 @@ Clusters of scalars are intervals, so dynamic programming over the sorted distin
 best borders: best(k, j) = min over i of best(k - 1, i) + cost of one cluster on values i..j. The
 minimising i grows with j, so that half of the search falls away at each halving: O(k m log m) for
 m distinct values. Where there are too many of them, neighbours are merged first, most densely where
-that costs most, and Lloyd's rule then moves the borders value by value. Kernels that are too large
-to be sorted are counted in bins of the float's bit pattern, whose means take the place of the
+that costs most, and the borders then move together, by ever shorter distances. Kernels that are too
+large to be sorted are counted in bins of the float's bit pattern, whose means take the place of the
 distinct values. A last pass over the weights themselves sets indices and means.
 """
 
@@ -22,6 +22,7 @@ VALUES_PER_CLUSTER = 64  # ... but so many for each cluster
 PROGRAM_CELLS = 1 << 26  # clusters x values: above, the program would take minutes
 SORTED_VALUES = 1 << 21  # larger kernels are counted in bins, not sorted
 BIN_BITS = 22
+REACH = 6  # places on each side of where a cluster begins that are tried together
 SEARCH_BITS = 16  # bins from which a value's centroid is looked for: they stay in the cache
 
 
@@ -60,19 +61,19 @@ def minimise(points: Points, clusters: int, max_iterations: int) -> np.ndarray:
     """Returns the ascending float64 centroids with the lowest sum of squared errors.
 
     The optimum where clusters x points is at most `PROGRAM_CELLS` and there are no more than
-    `EXACT_VALUES` points; otherwise Lloyd's rule from the optimum of merged points, or, for
-    thousands of clusters, from the asymptotically optimal density.
+    `EXACT_VALUES` points. Otherwise the borders of the optimum of merged points, or, for thousands
+    of clusters, of the asymptotically optimal density, which then move from point to point, at most
+    `max_iterations` times.
     """
-    few = points
-    if len(points.positions) > EXACT_VALUES:
-        size = max(PROGRAM_VALUES, VALUES_PER_CLUSTER * clusters)
-        few = points.merged(companded_begins(points, min(size, EXACT_VALUES)))
-    if clusters * len(few.positions) <= PROGRAM_CELLS:
-        begins = optimal_begins(*moments(few)[1:], clusters)
+    if len(points.positions) <= EXACT_VALUES and clusters * len(points.positions) <= PROGRAM_CELLS:
+        return points.merged(optimal_begins(*moments(points)[1:], clusters)).positions
+    size = min(max(PROGRAM_VALUES, VALUES_PER_CLUSTER * clusters), EXACT_VALUES)
+    if clusters * size <= PROGRAM_CELLS:
+        runs = companded_begins(points, size)
+        begins = runs[optimal_begins(*moments(points.merged(runs))[1:], clusters)]
     else:
-        few = points
         begins = companded_begins(points, clusters)
-    return _lloyd(points, few.merged(begins).positions, max_iterations)
+    return points.merged(_moved(points, begins, max_iterations)).positions
 
 
 def moments(points: Points) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
@@ -163,21 +164,56 @@ def companded_begins(points: Points, count: int) -> np.ndarray:
     return np.minimum(begins, len(ends) - count + number)
 
 
-def _lloyd(points: Points, centroids: np.ndarray, max_iterations: int) -> np.ndarray:
-    """Moves each centroid to the mean of its points until no point changes sides."""
-    center, middle = _median(points)
-    positions, centroids = points.positions - center, centroids - center
-    mass, moment = _running(points.masses, middle), _running(points.masses * positions, middle)
-    begins: np.ndarray = np.empty(0)
-    for _ in range(max_iterations):
-        borders = np.searchsorted(positions, _midpoints(centroids), side="right")
-        if np.array_equal(begins, borders):
+def _moved(points: Points, begins: np.ndarray, most: int) -> np.ndarray:
+    """Moves where clusters begin, all at once and at most `most` times, until no distance helps.
+
+    From a share of a cluster's points down to one point: Lloyd's rule, which looks at one border
+    at a time, would stop at the first of the many partitions that it cannot better.
+    """
+    sums = moments(points)[1:]
+    distance = 1 << (len(points.positions) // (len(begins) * 4 * REACH)).bit_length()
+    least = np.inf
+    for _ in range(most):
+        moved, error = _best_near(*sums, begins, distance)
+        if error < least:
+            begins, least = moved, error
+        elif distance > 1:
+            distance //= 2
+        else:
             break
-        begins = borders
-        cuts = np.concatenate([[0], borders, [len(positions)]])
-        masses, sums = np.diff(mass[cuts]), np.diff(moment[cuts])
-        centroids = np.divide(sums, masses, out=centroids.copy(), where=masses > 0)
-    return centroids + center
+    return begins
+
+
+@compiled
+def _best_near(mass, first, second, begins, distance):
+    """Returns where clusters begin in the best of all partitions in which each begins at most
+    `REACH` times `distance` points from where it does in `begins`; and its error.
+
+    best(b, j) = min over i of best(b - 1, i) + cost of one cluster from place i of the one before.
+    """
+    clusters, size = begins.size, mass.size - 1
+    places = 2 * REACH + 1
+    before, after = np.full(places, np.inf), np.empty(places)
+    before[REACH] = 0.0
+    chosen = np.zeros((clusters + 1, places), np.int64)
+    for b in range(1, clusters + 1):
+        for j in range(places):
+            end = begins[b] + (j - REACH) * distance if b < clusters else size
+            best, best_i = np.inf, REACH
+            for i in range(places):
+                begin = begins[b - 1] + (i - REACH) * distance if b > 1 else 0
+                if 0 <= begin < end <= size and before[i] < best:
+                    moment, weight = first[end] - first[begin], mass[end] - mass[begin]
+                    error = second[end] - second[begin] - moment * moment / weight
+                    if before[i] + error < best:
+                        best, best_i = before[i] + error, i
+            after[j], chosen[b, j] = best, best_i
+        before, after = after, before
+    moved, place = begins.copy(), REACH
+    for b in range(clusters - 1, 0, -1):
+        place = chosen[b + 1, place]
+        moved[b] += (place - REACH) * distance
+    return moved, before[REACH]
 
 
 def _midpoints(centroids: np.ndarray) -> np.ndarray:
