@@ -44,6 +44,10 @@ def archive(options: flags.FlagValues, arguments: list[str]) -> commands.Outcome
         report = packing.report(path)
         return commands.Outcome(report.to_dict(), str(report))
     output = pathlib.Path(options.output) if options.output else _default_output(verb, path)
+    if output.resolve() == path.resolve():
+        raise InputError(
+            f"--output must be another file than the one to {verb}. Received: {output}"
+        )
     content = packing.pack(path) if verb == "pack" else packing.unpack(path)
     with written_whole(output) as file:
         file.write(content)

@@ -59,7 +59,10 @@ class Latent(Sums):
         """Of each codebook the entries in use, float32 (k, weights of a block)."""
         books, width, columns = self._size
         entries = self.kept[0].numpy()[1:].astype(np.float32).reshape(books, width, columns)
-        return [book.T[np.isfinite(book).all(axis=0)] for book in entries]
+        # In some places of a block an entry may have no weights; it is as good as 0 there.
+        used = np.isfinite(entries)
+        filled = np.where(used, entries, 0.0)
+        return [book.T[places.any(axis=0)] for book, places in zip(filled, used, strict=True)]
 
     def set(self, places: np.ndarray, w: np.ndarray) -> None:
         """Puts each weight in its place, int32 (1, *shape); `w` are the latent values."""

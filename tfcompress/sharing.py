@@ -57,6 +57,8 @@ class Sums:
         """What the kernel's values do not tell a training that goes on after an interruption."""
         if self._codebook is not None:
             return [self._places, self._solver, self._codebook]
+        if self._codebook is not None:
+            return [self._places, self._solver, self._codebook]
         return [self._places, self._solver] if self.levels > 1 else []
 
     def holds(self, w: np.ndarray) -> bool:
@@ -86,15 +88,21 @@ class Sums:
         self.set(np.where(mask, self.places, 0), w)
 
     def nearest(self, w: Any) -> tuple[Any, Any]:
-        """Returns the nearest kernel of this form, and its codebook."""
+        """Returns the nearest kernel of this form, which may be `w` itself, and its codebook.
+
+        Not to be traced into a graph.
+        """
+        if self._is_kept(keras.ops.convert_to_numpy(w)):
+            return w, self.kept
         codebook = self._solve(tf.cast(w, tf.float64))
         return self._decode(codebook, w.dtype), codebook
 
     def step(self, w: Any) -> tuple[Any, Any]:
         """Returns the kernel after an optimizer's step has made `w` of it, and its codebook."""
         if self._codebook is None:
-            return self.nearest(w)
-        codebook = self._codebook.value + self._moved(w)
+            codebook = self._solve(tf.cast(w, tf.float64))
+        else:
+            codebook = self._codebook.value + self._moved(w)
         return self._decode(codebook, w.dtype), codebook
 
     def remember(self, kept: Any) -> None:
@@ -108,6 +116,16 @@ class Sums:
         if self._codebook is None:
             return tf.zeros([self.entries + 1], tf.float64)
         return self._codebook.value
+
+    def _is_kept(self, w: np.ndarray) -> bool:
+        """Returns whether `w` is what the last step left, which must not be rounded once more.
+
+        Means of equal values are those values: with one level there is nothing to round.
+        """
+        if self._codebook is not None:
+            codebook = keras.ops.convert_to_numpy(self._codebook.value)
+            return np.array_equal(w, decoded(self.places, codebook).astype(w.dtype))
+        return self.levels > 1 and self.holds(w)
 
     def _moved(self, w: Any) -> Any:
         """Returns how far each entry goes, by its weights' steps from the codebook's values to
@@ -288,7 +306,7 @@ def _solver(
 
 
 def codes_of(w: np.ndarray, axes: Sequence[int]) -> np.ndarray | None:
-    """Returns the codes of a kernel that lies on 4 to 64 codes of its int8 grid, else None.
+    """Returns the codes of a kernel that lies on 4 or more codes of its int8 grid, else None.
 
     `axes`: of the channels that have a scale each; (): one scale. int8 of the kernel's shape.
     """
@@ -300,7 +318,7 @@ def codes_of(w: np.ndarray, axes: Sequence[int]) -> np.ndarray | None:
     codes = np.rint(steps)
     if np.abs(steps - codes).max() >= 1e-4:
         return None
-    return codes.astype(np.int8) if 4 <= len(np.unique(codes)) <= 64 else None
+    return codes.astype(np.int8) if len(np.unique(codes)) >= 4 else None
 
 
 def state(value: np.ndarray, name: str) -> keras.Variable:

@@ -140,8 +140,11 @@ def test_early_stopping_restores_compressed_weights(data, first):
     assert_compressed(*model.layers)
 
 
-def test_custom_training_loop(data):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_custom_training_loop(data, compiled):
     model = small_model()
+    if not compiled:
+        model = keras.models.clone_model(model)
     optimizer = keras.optimizers.Adam()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     steps = callbacks()

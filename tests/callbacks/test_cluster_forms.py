@@ -208,6 +208,32 @@ def test_fewer_values_than_clusters_are_told_and_are_no_empty_clusters(data):
     assert len(np.unique(hidden.kernel)) == 2
 
 
+def test_few_values_of_a_fresh_kernel_are_no_clusters_of_an_earlier_fit(data):
+    model = small_model()
+    hidden, head = model.get_layer("hidden"), model.get_layer("head")
+    shared = tfc.clustering.KMeans(16).fit(np.asarray(hidden.kernel).reshape(-1, 1)).decode()
+    hidden.kernel.assign(shared.reshape(hidden.kernel.shape))
+    rules = [{"layers": "head", "clusters": "auto", "block": (1, 1)}]
+    fit(model, data, tfc.ClusterOnSchedule(clusters=8, block=(1, 2), rules=rules))
+    assert len(np.unique(to_blocks(np.asarray(hidden.kernel), (1, 2)), axis=0)) == 8
+    assert len(np.unique(head.kernel)) < 16 < head.kernel.shape[0] * head.kernel.shape[1] <= 64
+    sparse = np.asarray(hidden.kernel) * (np.random.default_rng(0).random((8, 16)) < 0.3)
+    hidden.kernel.assign(sparse + np.where(sparse != 0, np.arange(128.0).reshape(8, 16) / 99, 0))
+    fit(model, data, tfc.ClusterOnSchedule(clusters=2, per="channel"))
+    columns = np.asarray(hidden.kernel).T
+    assert max(len(np.unique(column[column != 0])) for column in columns) == 2
+
+
+def test_empty_clusters_of_pruned_blocks_are_not_below_none(data):
+    model = small_model()
+    for layer in model.layers:
+        kept = np.random.default_rng(0).random(layer.kernel.shape) < 0.3
+        layer.kernel.assign(np.where(kept, layer.kernel, 0.0))
+    rules = [{"layers": "head", "skip": "the last layer"}]
+    callback = tfc.ClusterOnSchedule(clusters=8, block=(2, 2), update_every=3, rules=rules)
+    assert fit(model, data, callback).history["empty_clusters"] == [0]
+
+
 def test_the_sum_of_normalised_steps_is_warned_of(data):
     model = small_model()
     callback = tfc.ClusterOnSchedule(clusters=8, gradients="sum")

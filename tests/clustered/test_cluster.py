@@ -128,6 +128,45 @@ def test_a_constant_kernel_has_one_cluster(model):
         np.testing.assert_allclose(w, 0.25, rtol=1e-6)
 
 
+def test_one_value_for_a_whole_kernel_is_told(model):
+    dense = keras.models.clone_model(model)
+    w = np.random.default_rng(0).normal(0, 1e-3, dense.get_layer("head").kernel.shape)
+    dense.get_layer("head").kernel.assign(w)
+    method = {"dbscan": {"radius": 1.0}}
+    with pytest.warns(
+        UserWarning, match="^head/kernel is one value now: DBSCAN has found a single"
+    ):
+        tfc.cluster(dense, method, rules=[{"layers": "(?!head).*", "skip": "x"}])
+
+
+def test_rules_speak_of_the_models_paths_on_the_grid_too():
+    inner = keras.Sequential([keras.Input((30,)), L.Dense(16, name="d1"), L.BatchNormalization()])
+    inner.name = "inner"
+    inputs = keras.Input((30,))
+    nested = keras.Model(inputs, L.Dense(8, name="head")(inner(inputs)))
+    rules = [{"layers": "inner/d1", "clusters": 4}, {"layers": "head", "skip": "the last layer"}]
+    small = tfc.cluster(nested, clusters=16, grid="int8", rules=rules)
+    first, last = (w for w in small.get_weights() if w.ndim == 2)
+    codes = first / np.abs(first).max(axis=0)
+    assert len(np.unique(np.rint(127 * codes))) == 4 and len(np.unique(last)) == last.size
+
+
+def test_preserve_keeps_a_hundred_codes():
+    made = keras.Sequential([keras.Input((64,)), L.Dense(64)])
+    small = tfc.cluster(made, clusters=100, grid="int8")
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+
+    def codes():
+        ((_, stored),) = tfc.tflite.stored_kernels(tfc.convert(small, "int8", x))
+        return stored
+
+    before = codes()
+    small.compile("adam", "mse")
+    small.fit(x, x, verbose=0, callbacks=[tfc.Preserve()])
+    assert len(np.unique(before)) == 100
+    np.testing.assert_array_equal(codes(), before)
+
+
 @pytest.mark.parametrize(
     ("values", "arguments", "text"),
     [

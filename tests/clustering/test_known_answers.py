@@ -293,6 +293,16 @@ def test_auto_finds_the_number_of_heaps(criterion):
     assert len(book.centroids) in (2, 4)  # two pairs of two heaps
 
 
+@pytest.mark.parametrize("criterion", choose.CRITERIA)
+@pytest.mark.parametrize("method", [clustering.KMeans, clustering.Hierarchical, clustering.Linear])
+def test_auto_loses_nothing_of_few_values_that_come_again(method, criterion):
+    values = np.repeat(np.float32([[0], [1], [5], [5.5], [-7]]), 100, 0)
+    book = method("auto", criterion=criterion).fit(values)
+    np.testing.assert_array_equal(book.decode(), values)
+    once = np.random.default_rng(0).normal(size=(60, 1)).astype(np.float32)
+    assert len(method("auto", criterion="knee").fit(once).centroids) < 30
+
+
 def test_simplified_silhouette_by_hand():
     points = np.array([[0.0], [1.0], [9.0]])
     labels, masses = np.array([0, 0, 1]), np.ones(3)

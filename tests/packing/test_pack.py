@@ -225,6 +225,8 @@ def test_the_command_packs_reports_and_unpacks(files, tmp_path, monkeypatch, cap
     assert "FULLY_CONNECTED kernel" in capsys.readouterr().out
     assert archive.main(["unpack", "net.tflite.tfc", "--output", "copy.tflite"]) == 0
     assert (tmp_path / "copy.tflite").read_bytes() == files["int8"]
+    assert archive.main(["unpack", "net.tflite.tfc", "--output", "net.tflite.tfc"]) == 2
+    assert (tmp_path / "net.tflite.tfc").stat().st_size == size
     assert archive.main(["unpack", "net.tflite"]) == 2
     assert archive.main(["pakc", "net.tflite"]) == 2
     assert "Did you mean 'pack'" in capsys.readouterr().err

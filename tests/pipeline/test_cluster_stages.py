@@ -68,6 +68,17 @@ def test_what_both_stages_are_told_is_what_the_file_holds(tmp_path):
     assert len(history["empty_clusters"]) == 1 and history["cluster_seconds"][0] > 0
 
 
+@pytest.mark.parametrize("words", [{"levels": 2}, {"gradients": "root"}], ids=str)
+def test_a_killed_stage_of_fixed_clusters_ends_as_an_undisturbed_one(tmp_path, words):
+    todo = plan({"cluster": {"clusters": 3, "epochs": 12} | words})
+    whole = run_recipe(todo, tmp_path / "whole", say=quiet)
+    for at in ("cluster  3/12", "cluster  8/12", "cluster 10/12"):
+        interrupted(tmp_path / "killed", at, todo)
+    resumed = run_recipe(todo, tmp_path / "killed", say=quiet)
+    for one, other in zip(stored(whole), stored(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_killed_stage_of_dynamic_clusters_ends_as_an_undisturbed_one(tmp_path):
     gmm = {"gmm": {"clusters": 3}}
     rules = [

@@ -62,6 +62,10 @@ def test_on_a_grid_the_error_is_that_of_the_folded_kernels_and_sizes_those_of_co
 
 def test_methods_of_one_name_are_told_apart_and_budgets_need_no_number(model):
     given = [{"kmeans": {"clusters": 3}}, "linear", {"kmeans": {"clusters": 5}}]
+    own = tfc.compare_clusterings(model, given)
+    assert [result.distinct_values for result in own.results] == [3, 16, 5]
+    same = tfc.compare_clusterings(model, given, clusters=4)
+    assert [result.distinct_values for result in same.results] == [4, 4, 4]
     found = tfc.compare_clusterings(model, given, max_bytes=200)
     assert [result.method for result in found.results] == ["kmeans", "linear", "kmeans 2"]
     assert not any(result.failed for result in found.results)

@@ -45,6 +45,14 @@ def test_sixteen_values_take_four_bits_and_compute_the_same(scheme, bits):
     assert audit.operators["GATHER"] == audit.operators["CAST"] == len(result.kernels)
 
 
+def test_a_small_kernel_needs_no_table_of_pairs():
+    small = keras.Sequential([keras.Input((24,)), layers.Dense(24)])
+    small.layers[0].kernel.assign(RANDOM.choice(np.linspace(-1, 1, 16), (24, 24)))
+    result = tfc.codebook_flatbuffer(tfc.convert(small, "float32"))
+    assert result.kernels == {"0 FULLY_CONNECTED": 8 + 16 * 32 / 576}
+    assert result.bytes_after < 0.7 * result.bytes_before
+
+
 def test_what_gets_no_smaller_is_refused_with_the_reason():
     fresh = keras.Sequential([keras.Input((8, 8, 4)), layers.Flatten(), layers.Dense(16)])
     content = tfc.convert(fresh, "float32")

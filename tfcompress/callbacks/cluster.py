@@ -190,11 +190,11 @@ class ClusterOnSchedule(KernelCallback):
             in_use = self._moves(kernel) and projection.sharing is form
             w = form.latent if in_use else kernel.value()
             _check_finite(kernel, w)
-            values, where = w, self._resumed(kernel, w) if previous_step is None else None
+            # At step 0 there is no earlier training whose clusters the weights could tell.
+            goes_on = previous_step is None and step > 0
+            values, where = w, self._resumed(kernel, w) if goes_on else None
             if where is None:
                 values, where = self._cluster(kernel, w, form.centroids if in_use else None)
-            elif step == self.begin_step:
-                self._tell_of_few(kernel, where)
             self._counts[kernel.path] = self._used(kernel, where)
             projection.share(form, where, w)
             kernel.variable.assign(values)
@@ -290,13 +290,6 @@ class ClusterOnSchedule(KernelCallback):
         by_channel = plan.per == "channel"
         groups = channel_value_groups(w, kernel.output_axes) if by_channel else value_groups(w)
         return groups[np.newaxis] if 0 < groups.max() <= size["cells"] * size["columns"] else None
-
-    def _tell_of_few(self, kernel: Kernel, where: np.ndarray) -> None:
-        """Says so if a kernel that has not trained yet has fewer values than clusters."""
-        plan = self._plans[kernel.path]
-        if (plan.block, plan.levels, plan.per, plan.grid) == ((1, 1), 1, "kernel", None):
-            zeros = plan.keep_zeros and not where.all()
-            _tell(clustered.remark(kernel.path, plan, int(where.max()), zeros))
 
     def _symbols(self, kernel: Kernel) -> np.ndarray:
         axes = self._axes.get(kernel.path)

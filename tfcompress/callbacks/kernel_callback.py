@@ -88,7 +88,8 @@ class KernelCallback(keras.callbacks.Callback):
         if model is not self._met:
             self._met = model
             self._first_iteration = 0
-            self._first_iteration = self._step()
+            if getattr(model, "optimizer", None) is not None:  # a loop may count its own steps
+                self._first_iteration = self._step()
             self.projections = {}
 
     def on_train_begin(self, logs=None):
@@ -137,7 +138,7 @@ class KernelCallback(keras.callbacks.Callback):
 
     def _check_update_every(self, update_every: int | None) -> None:
         require(
-            update_every is None or (isinstance(update_every, int) and update_every >= 1),
+            update_every is None or (type(update_every) is int and update_every >= 1),
             f"update_every of {type(self).__name__}",
             "must be None or an integer of at least 1",
             update_every=update_every,

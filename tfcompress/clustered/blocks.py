@@ -44,10 +44,12 @@ class Clustered:
 
     def remark(self, path: str, plan: Plan) -> str:
         """Returns what `remark` says of the kernel: one of which nothing is lost, though a cluster
-        is left over, has no more values."""
-        if self.error > 0:
-            return ""
+        is left over, has no more values. Or that the method has found one cluster only."""
         counts = [len(books[0].centroids) for books in self.books if books]
+        if self.error > 0:
+            alone = max(counts, default=0) == 1
+            method = type(plan.method).__name__
+            return f"{path} is one value now: {method} has found a single cluster" if alone else ""
         if len(counts) > 1 and max(counts) == 1:
             return f"{path} is constant in each of its channels, each of which has one cluster"
         zeros = plan.keep_zeros and not self.places.all()

@@ -1,5 +1,6 @@
 """Models whose weights share few values."""
 
+import dataclasses
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress import graph
 from tfcompress import rules as rules_
 from tfcompress.clustered import budget
 from tfcompress.clustered.blocks import Clustered, cluster_kernel, cluster_together
@@ -141,7 +143,7 @@ def planned(
     _check_budget(clusters, grid, max_bytes, max_error)
     new = _copy(model, grid, importance)
     within_budget = max_bytes is not None or max_error is not None
-    plans = _plans(new, plan, rules, within_budget)
+    plans = _plans(_named_as_in(model, new), plan, rules, within_budget)
     _groups(plans)
     return new, plans
 
@@ -170,6 +172,7 @@ def _copy(model: keras.Model, grid: str | None, importance: Any) -> keras.Model:
             "importance of cluster",
             "needs a model whose BatchNorm is folded (tfc.fold_batch_norm), to speak of the "
             f"weights on the grid {grid!r}",
+            type=type(importance).__name__,
         )
         return fold_batch_norm(model)
     if not isinstance(model, keras.Sequential) and not hasattr(model, "_nodes_by_depth"):
@@ -182,10 +185,26 @@ def _copy(model: keras.Model, grid: str | None, importance: Any) -> keras.Model:
     return new
 
 
+def _named_as_in(model: keras.Model, new: keras.Model) -> list[Kernel]:
+    """Returns the kernels of `new` by the paths of `model`: folding leaves no model in a model."""
+    found = kernels(new)
+    if {kernel.path for kernel in found} <= {kernel.path for kernel in kernels(model)}:
+        return found
+    names = graph.origin_paths(model)
+
+    def path_of(path: str) -> str:
+        layer, *rest = path.split("/")
+        return "/".join([names.get(layer, layer), *rest])
+
+    return [
+        dataclasses.replace(k, path=path_of(k.path), layer_path=path_of(k.layer_path))
+        for k in found
+    ]
+
+
 def _plans(
-    model: keras.Model, plan: Plan, rules: Sequence[Mapping[str, Any]], within_budget: bool
+    found: list[Kernel], plan: Plan, rules: Sequence[Mapping[str, Any]], within_budget: bool
 ) -> Group:
-    found = kernels(model)
     chosen = rules_.resolve(rules, found, KEYS)
     targets = [kernel for kernel in found if "skip" not in chosen[kernel.path]]
     require(targets, _OWNER, "needs at least one kernel that no rule skips")

@@ -71,8 +71,11 @@ def best(
     """Returns the best number of clusters for points (m, d) with masses (m,), more than two.
 
     `labels_for` is a function from a number of clusters to labels (m,). Where the curve of errors
-    has no knee, the largest number tried is taken.
+    has no knee, the largest number tried is taken. The masses add up to the number of blocks. No
+    more points than clusters may be, each there twice or more on average, are clusters already.
     """
+    if len(points) <= max(CANDIDATES) and masses.sum() >= 2 * len(points):
+        return len(points)
     found = {clusters: labels_for(clusters) for clusters in candidates(len(points))}
     if criterion == "knee":
         return _knee(points, masses, found)

@@ -21,7 +21,6 @@ from tfcompress.structured.fold import can_fold
 from tfcompress.weights import Kernel, kernels
 
 ALL = "all"
-_CLUSTERS = 16
 _SETTINGS = frozenset(inspect.signature(cluster).parameters) - {"model", "method", "clusters"}
 
 
@@ -136,8 +135,8 @@ def compare_clusterings(
 
     Args:
         methods: "all" of `tfcompress.clustering.METHODS`, or names, mappings or objects.
-        clusters: how many, for methods that can be told, and for objects as well. None: 16, or as
-            many as `max_bytes` or `max_error` allow.
+        clusters: how many, whatever the methods themselves say. None: as many as each says, which
+            is 16 without a word, or as many as `max_bytes` or `max_error` allow.
         data: (x, y) with class numbers y, to measure the accuracy before any training on; None:
             only the weights are looked at.
         batch_size: rows of a batch of `data`.
@@ -164,8 +163,6 @@ def compare_clusterings(
     for word in settings:
         if word not in _SETTINGS:
             raise unknown("setting of compare_clusterings", word, _SETTINGS)
-    if clusters is None and not {"max_bytes", "max_error"} & settings.keys():
-        clusters = _CLUSTERS
     grid = settings.get("grid")
     folded = fold_batch_norm(model) if grid and can_fold(model) else model
     whole = _on_grid(folded) if grid else model

@@ -31,9 +31,7 @@ class Place:
 
 def flat_paths(model: keras.Model, flat: keras.Model) -> dict[str, str]:
     """Returns the path of each layer of the flat model, by its name, in the user's `model`."""
-    _, origins = graph.flatten(model)
-    paths = weights.layer_paths(model)
-    named = {name: paths.get(id(layer), name) for name, layer in origins.items()}
+    named = graph.origin_paths(model)
     return {o.name: named.get(o.name, o.name) for o in flat.operations}
 
 

@@ -55,8 +55,9 @@ def codebook_flatbuffer(flatbuffer: fb.Flatbuffer) -> CodebookFlatbuffer:
 
     A kernel of at most 16 values is stored as one byte for two weights (8 bits / 2), which at run
     time goes through CAST -> GATHER (of a table of pairs) -> RESHAPE into the operator; a float32
-    kernel of up to 256 values as one byte for each weight. Only kernels that get smaller are
-    rewritten. The result is run beside the original, on reference kernels, before it is returned.
+    kernel of up to 256 values, or one too small for such a table, as one byte for each weight. Only
+    kernels that get smaller are rewritten. The result is run beside the original, on reference
+    kernels, before it is returned.
 
     The price is time: such an operator has no constant kernel, so XNNPACK leaves it, and the
     kernel is looked up anew in every run. To save bytes on disk only, use `tfc.pack`.
@@ -127,15 +128,15 @@ class _Rewriting:
         codes = np.ascontiguousarray(values).reshape(-1).view(f"i{values.itemsize}")
         distinct, places = np.unique(codes, return_inverse=True)
         count = len(distinct)
-        if count <= _PAIRED and codes.size % 2 == 0:
-            grid = np.stack(np.meshgrid(distinct, distinct, indexing="ij"), -1).reshape(-1, 2)
-            pairs = places.reshape(-1, 2) @ np.array([count, 1])
-            table, indices = grid.view(values.dtype), pairs.astype(np.uint8)
-        elif count <= _MOST_VALUES:
-            table, indices = distinct.view(values.dtype)[:, None], places.astype(np.uint8)
-        else:
+        if count > _MOST_VALUES:
             self.left[name] = f"its kernel has {count} values"
             return None
+        table, indices = distinct.view(values.dtype)[:, None], places.astype(np.uint8)
+        if count <= _PAIRED and codes.size % 2 == 0:
+            grid = np.stack(np.meshgrid(distinct, distinct, indexing="ij"), -1).reshape(-1, 2)
+            if grid.nbytes + len(indices) // 2 < table.nbytes + len(indices):
+                pairs = places.reshape(-1, 2) @ np.array([count, 1])
+                table, indices = grid.view(values.dtype), pairs.astype(np.uint8)
         if table.nbytes + indices.nbytes + _OVERHEAD >= values.nbytes:
             self.left[name] = f"{count} values of {values.size} weights take no fewer bytes"
             return None
