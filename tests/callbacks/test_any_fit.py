@@ -144,7 +144,7 @@ def test_early_stopping_restores_compressed_weights(data, first):
 def test_custom_training_loop(data, compiled):
     model = small_model()
     if not compiled:
-        model = keras.models.clone_model(model)
+        model = keras.Sequential.from_config(model.get_config())
     optimizer = keras.optimizers.Adam()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     steps = callbacks()
