@@ -5,7 +5,6 @@ from tfcompress.clustered.blocks import (
     cluster_kernel,
     cluster_together,
     layout,
-    remark,
     shape_of,
 )
 from tfcompress.clustered.codes import cluster_codes
@@ -28,7 +27,6 @@ __all__ = [
     "fisher",
     "layout",
     "planned",
-    "remark",
     "scale_axes",
     "shape_of",
 ]
