@@ -170,6 +170,8 @@ def test_other_files_are_refused(model):
     small = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     with pytest.raises(InputError, match="must have the model's inputs"):
         quantization_report(model, tflite.convert(small, "float32"), IMAGES)
+    with pytest.raises(InputError, match="A model must be a Keras 3 model"):
+        quantization_report("model.keras", content, IMAGES)
     with pytest.raises(InputError, match="A model must be a Keras 3 model") as error:
         quantization_report(content, model, IMAGES)
     assert len(str(error.value)) < 300
