@@ -195,7 +195,7 @@ def preserve(model: keras.Model) -> None:
     What is kept is read from the weights. Zeros: each weight that is exactly zero, unless all are.
     Shared values: where at least half of a kernel's weights (a tenth, up to 70,000) repeat
     another's value; or, after BatchNorm folding has scaled the output channels, where they do so
-    within a channel. A kernel that lies on few codes of an int8 grid (`tfc.cluster(model,
+    within a channel. A kernel that lies on codes of an int8 grid (`tfc.cluster(model,
     grid="int8")`) stays on them. Of a kernel whose blocks are sums of two levels, equal weights
     stay equal; their values are sums no longer (those of `ClusterOnSchedule(levels=2)` are).
 

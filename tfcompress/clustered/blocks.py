@@ -47,9 +47,12 @@ class Clustered:
         is left over, has no more values. Or that the method has found one cluster only."""
         counts = [len(books[0].centroids) for books in self.books if books]
         if self.error > 0:
-            alone = max(counts, default=0) == 1
+            if max(counts, default=0) != 1 or plan.levels > 1:
+                return ""
+            what = "one value" if plan.block == (1, 1) else "one block"
+            where = " in each of its channels" if len(counts) > 1 else ""
             method = type(plan.method).__name__
-            return f"{path} is one value now: {method} has found a single cluster" if alone else ""
+            return f"{path} is {what} now{where}: {method} has found a single cluster"
         if len(counts) > 1 and max(counts) == 1:
             return f"{path} is constant in each of its channels, each of which has one cluster"
         zeros = plan.keep_zeros and not self.places.all()
