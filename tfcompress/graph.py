@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import InputError
-from tfcompress.weights import Names, layer_paths
+from tfcompress.weights import Names
 
 Operation = Any  # keras.Operation: a layer, or what keras.ops records in a functional model
 Call = Callable[..., Any]  # (node, copy, *args, **kwargs) -> outputs of the new graph
@@ -53,12 +53,6 @@ def flatten(model: keras.Model) -> tuple[keras.Model, dict[str, keras.layers.Lay
     flat = keras.Model(inputs, outputs, name=model.name)
     copies.load_weights()
     return flat, {copies.of(layer).name: layer for layer in copies.layers()}
-
-
-def origin_paths(model: keras.Model) -> dict[str, str]:
-    """Returns the path in `model` of each layer of `flatten(model)`, by its name there."""
-    paths = layer_paths(model)
-    return {name: paths.get(id(layer), name) for name, layer in flatten(model)[1].items()}
 
 
 def rebuild(model: keras.Model, call: Call | None = None, inputs: Any = None) -> keras.Model:

@@ -79,8 +79,7 @@ class Latent(Sums):
         return [self._places, self._codebook, self._above]
 
     def holds(self, w: np.ndarray) -> bool:
-        places = self.places
-        return bool(places.any()) and np.array_equal(w, decoded(places, self.kept[0].numpy()))
+        return bool(self.places.any()) and self._is_kept(w)
 
     def masked(self, mask: np.ndarray, w: np.ndarray) -> None:
         self._places.assign(np.where(mask, self.places, 0))

@@ -7,7 +7,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -69,6 +69,13 @@ def kernels(model: keras.Model) -> list[Kernel]:
 def layer_paths(model: keras.Model) -> dict[int, str]:
     """Returns the path of every layer below `model`, nested ones too, by `id` of the layer."""
     return {id(layer): path for layer, path in _walk(model, "", set()) if layer is not model}
+
+
+def origin_paths(model: keras.Model, origins: Mapping[str, keras.layers.Layer]) -> dict[str, str]:
+    """Returns the paths in `model` of what `graph.flatten(model)` says its layers are copies of, by
+    the copies' names."""
+    paths = layer_paths(model)
+    return {name: paths.get(id(layer), name) for name, layer in origins.items()}
 
 
 class Names:

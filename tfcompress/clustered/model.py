@@ -18,7 +18,7 @@ from tfcompress.clustered.plan import KEYS, Plan, scale_axes
 from tfcompress.errors import InputError, require, unknown
 from tfcompress.structured import fold_batch_norm
 from tfcompress.structured.fold import can_fold
-from tfcompress.weights import Kernel, kernels
+from tfcompress.weights import Kernel, kernels, origin_paths
 
 _OWNER = "cluster"
 
@@ -190,7 +190,7 @@ def _named_as_in(model: keras.Model, new: keras.Model) -> list[Kernel]:
     found = kernels(new)
     if {kernel.path for kernel in found} <= {kernel.path for kernel in kernels(model)}:
         return found
-    names = graph.origin_paths(model)
+    names = origin_paths(model, graph.flatten(model)[1])
 
     def path_of(path: str) -> str:
         layer, *rest = path.split("/")

@@ -31,7 +31,7 @@ class Place:
 
 def flat_paths(model: keras.Model, flat: keras.Model) -> dict[str, str]:
     """Returns the path of each layer of the flat model, by its name, in the user's `model`."""
-    named = graph.origin_paths(model)
+    named = weights.origin_paths(model, graph.flatten(model)[1])
     return {o.name: named.get(o.name, o.name) for o in flat.operations}
 
 

@@ -128,7 +128,7 @@ def correct_bias(
         errors, reasons = by_samples(run, arrays or [], batch_size)
     else:
         errors, reasons = by_statistics(run, arrays, getattr(source, "pre_activations", {}))
-    paths = {name: weights.layer_paths(target)[id(layer)] for name, layer in origins.items()}
+    paths = weights.origin_paths(target, origins)
     if not errors:
         why = "; ".join(f"{paths[name]}: {reason}" for name, reason in reasons.items())
         raise InputError(f"Model '{model.name}' must have a layer that can be corrected. {why}")

@@ -114,8 +114,7 @@ def drop_layers(
         max_loss_increase=max_loss_increase,
     )
     flat, origins = graph.flatten(model)
-    paths = weights.layer_paths(model)
-    search = _Search(flat, {name: paths[id(layer)] for name, layer in origins.items()})
+    search = _Search(flat, weights.origin_paths(model, origins))
     kept, named = _ruled(search, rules)
     require(
         search.options({}, kept),

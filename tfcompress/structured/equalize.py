@@ -139,8 +139,8 @@ def equalize(
     used, change = 0, math.inf
     while used < sweeps and change > CONVERGED:
         used, change = used + 1, balance.sweep()
-    paths = weights.layer_paths(new)
-    names = {id(flat.get_layer(name)): paths[id(layer)] for name, layer in origins.items()}
+    paths = weights.origin_paths(new, origins)
+    names = {id(flat.get_layer(name)): path for name, path in paths.items()}
     groups = tuple(balance.report(group, names) for group in balance.groups)
     skipped = _skipped(found, balance, names)
     new.equalization = Equalization(groups, skipped, used, change <= CONVERGED, unclipped)

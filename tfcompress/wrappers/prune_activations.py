@@ -177,12 +177,12 @@ def _shares(
     given: Sequence[Mapping[str, Any]],
 ) -> dict[str, float]:
     """Returns the share to keep, by name in the flat model, of every map that is to be pruned."""
-    paths, readers = weights.layer_paths(model), graph.consumers(flat)
+    paths, readers = weights.origin_paths(model, origins), graph.consumers(flat)
     found: dict[str, rules.Place] = {}
     for node in graph.nodes(flat):
         name = node.operation.name
         if _makes_map(node) and None not in readers[id(node.outputs[0])]:
-            path = paths[id(origins[name])] if name in origins else name
+            path = paths.get(name, name)
             found[name] = rules.Place(path, path)
     if not found:
         raise InputError(
