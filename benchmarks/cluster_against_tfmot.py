@@ -16,6 +16,9 @@ stands our time over tfmot's.
 "values" is the largest number of distinct values in an output channel of a convolution's kernel, or
 else in a kernel.
 
+`--static`: our weights stay in the clusters that they are given at the start, whose values move by
+the mean of their steps: the least that a step costs which keeps values shared.
+
 `--baseline` is the fine-tuned ResNet-8 (by `channel_pruning.py --stages baseline`); without it the
 .h5 file's weights are taken as they are. `--number` of training images: fewer are
 faster.
@@ -51,8 +54,10 @@ class Settings:
     options: dict[str, dict]
     entropy_weights: dict[int, float] = dataclasses.field(default_factory=dict)
 
-    def told(self, side, clusters):
+    def told(self, side, clusters, static):
         """Returns what `cluster` of a side is told."""
+        if static and side == "tfcompress":
+            return {"method": "linear"}
         if side == "tfmot" or clusters not in self.entropy_weights:
             return self.options[side]
         method = {"entropy_kmeans": {"entropy_weight": self.entropy_weights[clusters]}}
@@ -140,6 +145,7 @@ def start(side, task, options, network, seed, folder):
     command += ["--folder", str(folder), "--model", str(options.model)]
     command += ["--baseline", str(options.baseline)] if options.baseline else []
     command += ["--epochs", str(options.epochs)] if options.epochs else []
+    command += ["--static"] if options.static else []
     command += ["--seeds", str(seed), "--clusters", *map(str, asked(options, network))]
     return turns.Side(f"{side} {network} seed {seed}", command)
 
@@ -220,7 +226,9 @@ def work(options):
             rate = settings.rates[options.side]
             seconds += fit(model, callbacks, epochs, rate, f"{clusters} clusters")
 
-        model = chain.cluster(model, train, clusters, **settings.told(options.side, clusters))
+        model = chain.cluster(
+            model, train, clusters, **settings.told(options.side, clusters, options.static)
+        )
         content = chain.convert(model, "float32")
         (folder / f"{options.side}{clusters}.tflite").write_bytes(content)
         by_channel = network == "unbiased"
@@ -317,6 +325,7 @@ def parse(arguments):
     add("--clusters", nargs="+", type=int, default=[8, 16, 32])
     add("--epochs", type=int, help="of the training with clusters")
     add("--number", type=int)
+    add("--static", action="store_true", help="our weights keep their clusters: the fastest step")
     add("--seeds", nargs="+", type=int, default=[0])
     add("--validation", action="store_true", help="judge by 5,000 training images")
     add("--json", type=pathlib.Path, metavar="FILE", help="save all results here")
